@@ -1,0 +1,33 @@
+# Sets everything up on a machine that has git, make and Python 3.11 or later, and runs it.
+# With uv at hand, `uv run dvc repro` and `uv run pytest` do the same.
+
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+
+.PHONY: repro test test-slow lint lock
+
+repro: .venv/ready          ## run the pipeline
+	$(UV) run --no-sync dvc repro
+
+test: .venv/ready           ## the tests, a few minutes
+	$(UV) run --no-sync pytest
+
+test-slow: .venv/ready      ## the tests that take minutes each
+	$(UV) run --no-sync pytest -m slow
+
+lint: .venv/ready
+	$(UV) run --no-sync ruff check
+	$(UV) run --no-sync ruff format --check
+
+lock: $(UV)                 ## resolve again and write requirements.lock, for pip and container images
+	$(UV) lock
+	$(UV) export --quiet --format requirements-txt --no-dev --no-header --output-file requirements.lock
+
+.venv/ready: pyproject.toml | $(UV)
+	@echo "installing the packages into .venv (half a minute on a fast network)"
+	$(UV) sync --quiet
+	@touch $@
+
+.uv/bin/uv:
+	@echo "putting uv into .uv"
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv

@@ -1,0 +1,43 @@
+"""final_eval: the fine-tuned model, constrained and free, against what came before."""
+
+import pandas as pd
+
+from vlm import compute, evaluation, metrics, plots
+from vlm.errors import reported
+from vlm.params import load_params
+
+STAGE = "final_eval"
+ADAPTER = "models/adapter"
+
+
+def main() -> None:
+    params = load_params()
+    labels = params.task.labels
+    raw_job = evaluation.Evaluation.on_test(params, decoding="raw", adapter=ADAPTER)
+    job = evaluation.Evaluation.on_test(params, decoding="outlines", adapter=ADAPTER)
+    with compute.run(raw_job, params.compute) as raw_result, compute.run(job, params.compute) as result:
+        raw = metrics.classification(evaluation.save(raw_result, f"{STAGE}_raw"), labels)
+        predictions = evaluation.save(result, STAGE)
+        values = metrics.classification(predictions, labels)
+        baseline = pd.read_parquet("predictions/baseline_eval.parquet")
+        structured = pd.read_parquet("predictions/structured_eval.parquet")
+        metrics.write(
+            f"metrics/{STAGE}.json",
+            values
+            | {f"raw_{name}": raw[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "valid_rate")}
+            | metrics.compare(structured, predictions),
+        )
+        plots.write(f"plots/{STAGE}", predictions, labels, job.data)
+        steps = {
+            "raw": metrics.classification(baseline, labels),
+            "structured": metrics.classification(structured, labels),
+            "fine-tuned,\nraw": raw,
+            "fine-tuned,\nstructured": values,
+        }
+        rows = [(name, m["accuracy"], m["accuracy_low"], m["accuracy_high"]) for name, m in steps.items()]
+        plots.stages(f"plots/{STAGE}/accuracy.png", rows)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

@@ -1,0 +1,36 @@
+"""finetune: a LoRA adapter, trained on the task's own prompt and answers."""
+
+import json
+import shutil
+from pathlib import Path
+
+from vlm import compute, metrics
+from vlm.errors import reported
+from vlm.finetuning import FineTuning
+from vlm.params import load_params
+
+STAGE = "finetune"
+
+
+def main() -> None:
+    params = load_params()
+    job = FineTuning(
+        task=params.task,
+        model=params.model,
+        image=params.image,
+        finetune=params.finetune,
+        seed=params.seed,
+        train="data/train.parquet",
+        validation="data/validation.parquet",
+    )
+    with compute.run(job, params.compute, live=f"plots/{STAGE}") as result:
+        shutil.copytree(result / "adapter", "models/adapter", dirs_exist_ok=True)
+        shutil.copyfile(result / "modules.csv", f"plots/{STAGE}/modules.csv")
+        Path("metrics/runtime").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(result / "runtime.json", f"metrics/runtime/{STAGE}.json")
+        metrics.write(f"metrics/{STAGE}.json", json.loads((result / "metrics.json").read_text()))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

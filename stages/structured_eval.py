@@ -1,0 +1,21 @@
+"""structured_eval: the model as it comes, able to answer only with the task's labels."""
+
+from vlm import compute, evaluation, metrics, plots
+from vlm.errors import reported
+from vlm.params import load_params
+
+STAGE = "structured_eval"
+
+
+def main() -> None:
+    params = load_params()
+    job = evaluation.Evaluation.on_test(params, decoding="outlines")
+    with compute.run(job, params.compute) as result:
+        predictions = evaluation.save(result, STAGE)
+        metrics.write(f"metrics/{STAGE}.json", metrics.classification(predictions, params.task.labels))
+        plots.write(f"plots/{STAGE}", predictions, params.task.labels, job.data)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

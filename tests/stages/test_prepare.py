@@ -1,0 +1,93 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlm import dataset
+
+ROOT = Path(__file__).parents[2]
+WRITTEN = """
+    data/test.parquet data/train.parquet data/validation.parquet metrics/prepare.json metrics/runtime/prepare.json
+    plots/prepare/classes.csv plots/prepare/samples.png plots/prepare/skipped.csv
+""".split()
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A working directory as the stage finds it, asking for a few rows."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    params = (ROOT / "params.yaml").read_text()
+    for split, rows in (("train", 40), ("validation", 6), ("test", 20)):
+        line = next(line for line in params.splitlines() if line.startswith(f"  {split}: "))
+        params = params.replace(line, f"  {split}: {rows}", 1)
+    (tmp_path / "params.yaml").write_text(params)
+    return tmp_path
+
+
+def prepare(work: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.prepare"],
+        cwd=work,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def written(work: Path) -> dict[str, bytes]:
+    files = (file for folder in ("data", "metrics", "plots") for file in (work / folder).rglob("*") if file.is_file())
+    return {file.relative_to(work).as_posix(): file.read_bytes() for file in files}
+
+
+def test_the_stage_writes_its_files_and_twice_the_same(work):
+    first = prepare(work)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == ""
+    assert [line.split(" in ")[0] for line in first.stderr.splitlines()] == [
+        "40/40 train pictures",
+        "6/6 validation pictures",
+        "20/20 test pictures",
+    ]
+    files = written(work)
+    assert sorted(files) == WRITTEN
+
+    assert prepare(work).returncode == 0
+    again = written(work)
+    assert {name for name in files if files[name] != again[name]} <= {"metrics/runtime/prepare.json"}
+
+    metrics = json.loads(files["metrics/prepare.json"])
+    smallest, largest = metrics.pop("smallest_class"), metrics.pop("largest_class")
+    assert 0 <= smallest <= 66 / 31 <= largest
+    assert metrics == {
+        "train_rows": 40, "validation_rows": 6, "test_rows": 20, "classes": 31,
+        "duplicates_dropped": 0, "conflicts_dropped": 0, "unreadable_skipped": 0,
+    }  # fmt: skip
+    runtime = json.loads(files["metrics/runtime/prepare.json"])
+    assert runtime["seconds"] > 0
+    assert runtime["images_per_second"] == pytest.approx(66 / runtime["seconds"], rel=0.05)
+
+    with (work / "plots/prepare/classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {tuple(sorted(row)) for row in rows} == {("count", "label", "split")}
+    assert sum(int(row["count"]) for row in rows if row["split"] == "test") == 20
+    assert files["plots/prepare/skipped.csv"] == b"id,kind,reason\n"
+    assert Image.open(work / "plots/prepare/samples.png").width > 500
+    assert dataset.count(work / "data/test.parquet") == 20
+
+
+def test_wrong_input_is_one_line_and_exit_code_1(work):
+    params = (work / "params.yaml").read_text()
+    (work / "params.yaml").write_text(params.replace("  train: 40", "  train: null"))
+    result = prepare(work)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: params.yaml: prepare.train: null means all, and badges are endless; give a number\n"
+    )
+    assert not written(work)

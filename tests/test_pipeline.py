@@ -1,0 +1,187 @@
+"""The pipeline itself, through the real `dvc`, in a clone with a micro configuration. Minutes, so: slow."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vlm.params import read_yaml
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval"]
+MICRO = {
+    "train: 2000": "train: 160",
+    "validation: 200": "validation: 16",
+    "test: 1000": "test: 40",
+    "batch_size: 32": "batch_size: 16",
+    "max_new_tokens: 32": "max_new_tokens: 8",
+    "epochs: 2": "epochs: 1",
+    "batch_size: 16 ": "batch_size: 4 ",
+    "eval_steps: 50": "eval_steps: 10",
+}
+
+pytestmark = pytest.mark.slow
+
+
+class Clone:
+    """A clone of the working tree, with a DVC cache and a user cache of its own."""
+
+    def __init__(self, folder: Path, user_cache: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "XDG_CACHE_HOME": str(user_cache),
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@localhost",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@localhost",
+        }
+        self.jobs = user_cache / "vlm-pipeline" / "jobs"
+
+    def start(self, *command: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, code: int = 0) -> str:
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == code, output
+        return output
+
+    def repro(self, *arguments: str) -> list[str]:
+        """The stages that `dvc repro` ran."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *arguments))
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    def results(self) -> dict[str, str]:
+        """The hashes in dvc.lock of everything that equal runs have in common: all but the runtimes."""
+        lock = read_yaml(self.folder / "dvc.lock")
+        outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
+        return {out["path"]: out["md5"] for out in outs if not out["path"].startswith("metrics/runtime")}
+
+    def kill_in_finetune(self, *command: str) -> None:
+        """Starts `command` and kills it, and all that it started, once the training has a checkpoint."""
+        process = self.start(*command)
+        deadline = time.monotonic() + 300
+        while not list(self.jobs.glob("finetuning-*/checkpoints/checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Clone:
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    made = Clone(folder, tmp_path_factory.mktemp("user-cache"))
+    for old, new in MICRO.items():
+        made.edit("params.yaml", old, new)
+    made.run("git", "init", "-q")
+    made.run("git", "add", ".")
+    made.run("git", "commit", "-qm", "micro")
+    made.run("dvc", "repro")
+    made.run("git", "add", ".")
+    made.run("git", "commit", "-qm", "results")
+    return made
+
+
+def test_every_stage_leaves_its_results(clone):
+    metrics = {stage: json.loads((clone.folder / f"metrics/{stage}.json").read_text()) for stage in STAGES}
+    assert metrics["prepare"]["test_rows"] == 40
+    assert metrics["structured_eval"]["valid_rate"] == 1
+    assert 0 <= metrics["final_eval"]["mcnemar_p"] <= 1
+    for stage in STAGES:
+        assert (clone.folder / f"metrics/runtime/{stage}.json").exists()
+        assert all(not isinstance(value, dict | list) for value in metrics[stage].values())
+    assert not list(clone.jobs.glob("*-*/"))  # finished work is not kept twice
+
+
+def test_dvc_commands_show_the_results(clone):
+    shown = clone.run("dvc", "metrics", "show")
+    assert all(f"metrics/{stage}.json" in shown for stage in STAGES)
+    page = clone.run("dvc", "plots", "show")
+    html = Path(page.strip().removeprefix("file://").splitlines()[-1].removeprefix("file://")).read_text()
+    for wanted in ("plots/prepare/samples.png", "plots/final_eval/mistakes.png", "plots/final_eval/accuracy.png"):
+        assert wanted in html.replace("_", "/").replace("//", "/") or Path(wanted).name in html
+    columns = clone.run("dvc", "exp", "show", "--csv").splitlines()[0]
+    assert "prompt" not in columns
+    assert "labels" not in columns
+
+
+def test_nothing_to_do_does_nothing(clone):
+    assert clone.repro() == []
+
+
+def test_turning_the_fine_tuning_runs_two_stages(clone):
+    output = clone.run("dvc", "exp", "run", "-S", "finetune.lora.r=4")
+    assert re.findall(r"Running stage '(\w+)'", output) == ["finetune", "final_eval"]
+    clone.run("git", "checkout", ".")
+    clone.run("dvc", "checkout")
+    assert clone.repro() == []
+
+
+def test_where_a_model_can_run_changes_nothing(clone):
+    clone.edit("configs/models/tiny.yaml", "runs_on_cpu: true", "runs_on_cpu: false")
+    clone.edit("params.yaml", "compute: auto", "compute: local")
+    assert clone.repro() == []
+    clone.run("git", "checkout", ".")
+
+
+def test_bad_input_is_one_line_and_the_results_come_back(clone):
+    before = clone.results()
+    clone.edit("params.yaml", "dropout: 0.05", "dropout: 5")
+    output = clone.run("dvc", "repro", code=255)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert re.search(r"params\.yaml: finetune\.lora\.dropout: 5 should be less than 1", line)
+    assert "Traceback" not in output
+    clone.run("git", "checkout", ".")
+    clone.run("dvc", "checkout")
+    assert clone.results() == before
+    assert clone.repro() == []
+
+
+def test_killed_in_the_middle_of_training_goes_on_and_ends_with_the_same_adapter(clone):
+    before = clone.results()
+    clone.kill_in_finetune("dvc", "repro", "-f", "-s", "finetune")
+    output = clone.run("dvc", "repro", "-f", "-s", "finetune")
+    assert re.search(r"going on from the checkpoint of step [1-9]0\b", output)
+    assert clone.results() == before
+
+
+def test_a_killed_experiment_in_a_temporary_folder_goes_on_in_the_next(clone):
+    clone.kill_in_finetune("dvc", "exp", "run", "--temp", "-S", "finetune.lora.r=2")
+    output = clone.run("dvc", "exp", "run", "--temp", "-S", "finetune.lora.r=2")
+    assert re.search(r"going on from the checkpoint of step [1-9]0\b", output)
+
+
+def test_a_second_run_from_nothing_gives_the_same_bytes(clone):
+    before = clone.results()
+    clone.run("dvc", "repro", "--force")
+    assert clone.results() == before

@@ -1,0 +1,106 @@
+import multiprocessing
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from vlm import compute
+from vlm.compute import local
+from vlm.errors import InputError
+from vlm.events import Scalars
+from vlm.params import ModelConfig
+
+CPU_MODEL = ModelConfig(name="m", id="nowhere", runs_on_cpu=True)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A job that appends a line to a file in its folder, and fails while `broken` exists."""
+
+    model: ModelConfig
+    data: str
+    broken: str = "broken"
+    seconds: float = 0
+
+    @property
+    def inputs(self):
+        return [self.data]
+
+    def run(self, directory, emit):
+        with (directory / "lines").open("a") as file:
+            file.write("line\n")
+        emit(Scalars(3, {"train/loss": 0.5}))
+        time.sleep(self.seconds)
+        if Path(self.broken).exists():
+            raise RuntimeError("broken")
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").write_text("data")
+    return Counting(CPU_MODEL, "data")
+
+
+def test_results_are_there_inside_the_block_and_removed_after_it(job):
+    with compute.run(job, "auto") as directory:
+        assert (directory / "lines").read_text() == "line\n"
+    assert not directory.exists()
+
+
+def test_unfinished_work_is_found_again_from_another_folder(job, tmp_path, monkeypatch):
+    Path("broken").touch()
+    with pytest.raises(RuntimeError), compute.run(job, "auto"):
+        pass
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    Path("data").write_text("data")
+    with compute.run(job, "auto") as directory:
+        assert (directory / "lines").read_text() == "line\nline\n"
+
+
+def test_results_survive_a_stage_that_fails_to_store_them(job):
+    with pytest.raises(OSError), compute.run(job, "auto") as directory:
+        raise OSError("disk full")
+    assert (directory / "lines").exists()
+
+
+def test_another_value_or_another_input_is_another_job(job):
+    key = local.key(job)
+    assert local.key(replace(job, seconds=1)) != key
+    assert local.key(job) == key
+    Path("data").write_text("other data")
+    assert local.key(job) != key
+
+
+def _run(job, times):
+    with compute.run(job, "auto"):
+        pass
+    times.put(time.monotonic())
+
+
+def test_two_processes_with_the_same_job_take_turns(job):
+    job = replace(job, seconds=0.5)
+    context = multiprocessing.get_context("fork")
+    times = context.Queue()
+    processes = [context.Process(target=_run, args=(job, times)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    ended = sorted(times.get(timeout=30) for _ in processes)
+    for process in processes:
+        process.join()
+    assert ended[1] - ended[0] >= 0.5
+
+
+def test_scalars_reach_dvclive(job):
+    with compute.run(job, "auto", live="live"):
+        pass
+    assert Path("live/plots/metrics/train/loss.tsv").read_text() == "step\tloss\n3\t0.5\n"
+
+
+def test_auto_wants_a_gpu_for_a_model_that_needs_one(job, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no driver
+    big = replace(job, model=ModelConfig(name="3B", id="LiquidAI/LFM2-VL-3B"))
+    with pytest.raises(InputError, match=r"compute: auto found no NVIDIA GPU.*3B.*local"), compute.run(big, "auto"):
+        pass

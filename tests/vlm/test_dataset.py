@@ -1,0 +1,90 @@
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vlm import dataset
+from vlm.dataset import Row
+from vlm.errors import InputError
+
+
+def png(colour: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 6), (colour % 256, 1, 2)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows(count: int) -> list[Row]:
+    return [Row(f"train-{i:06d}", png(i), "odd" if i % 2 else "even") for i in range(count)]
+
+
+@pytest.fixture
+def split(tmp_path):
+    path = tmp_path / "train.parquet"
+    dataset.write(path, rows(600))
+    return path
+
+
+def test_equal_rows_give_equal_files(split, tmp_path):
+    dataset.write(tmp_path / "again.parquet", rows(600))
+    assert split.read_bytes() == (tmp_path / "again.parquet").read_bytes()
+
+
+def test_datasets_reads_the_pictures(split, tmp_path):
+    from datasets import Dataset
+
+    data = Dataset.from_parquet(str(split), cache_dir=str(tmp_path / "cache"))
+    assert data.column_names == ["id", "image", "label"]
+    row = data[259]
+    assert (row["id"], row["label"], row["image"].mode, row["image"].size) == ("train-000259", "odd", "RGB", (4, 6))
+
+
+def test_count_ids_and_labels(split):
+    ids, labels = dataset.ids_and_labels(split)
+    assert dataset.count(split) == len(ids) == 600
+    assert (ids[599], labels[599]) == ("train-000599", "odd")
+
+
+@pytest.mark.parametrize("skip", [0, 1, 255, 256, 300, 599, 600, 700])
+def test_batches_begin_where_they_are_told_and_keep_the_order(split, skip):
+    batches = list(dataset.iter_batches(split, 32, skip=skip))
+    assert [len(batch.ids) for batch in batches[:-1]] == [32] * (len(batches) - 1)
+    assert [id_ for batch in batches for id_ in batch.ids] == [f"train-{i:06d}" for i in range(skip, 600)]
+
+
+def test_batches_hold_decoded_rgb_pictures(split):
+    batch = next(dataset.iter_batches(split, 3))
+    assert [np.asarray(image)[0, 0].tolist() for image in batch.images] == [[0, 1, 2], [1, 1, 2], [2, 1, 2]]
+    assert batch.labels == ["even", "odd", "even"]
+
+
+def test_reading_decodes_no_more_than_a_batch_at_once(split, monkeypatch):
+    opened = []
+    real_open = Image.open
+    monkeypatch.setattr(Image, "open", lambda file: opened.append(1) or real_open(file))
+    batches = dataset.iter_batches(split, 16)
+    next(batches)
+    assert len(opened) == 16
+    assert pq.ParquetFile(split).num_row_groups == 3
+
+
+def test_writing_puts_rows_on_disk_as_they_come(tmp_path):
+    path, picture = tmp_path / "train.parquet", bytes(10_000)
+
+    def stream():
+        for i in range(1000):
+            if i == 999:
+                assert path.stat().st_size > 3 * 256 * len(picture)
+            yield Row(str(i), picture, "label")
+
+    dataset.write(path, stream())
+
+
+def test_a_missing_or_broken_split_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"test\.parquet: no such file; `dvc repro prepare`"):
+        dataset.count(tmp_path / "test.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(InputError, match=r"broken\.parquet: is no parquet file"):
+        dataset.ids_and_labels(tmp_path / "broken.parquet")

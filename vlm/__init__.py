@@ -1,0 +1,1 @@
+"""The engine room: everything that the stages and the tests import."""

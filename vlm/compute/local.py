@@ -1,0 +1,97 @@
+"""Runs a job in this process."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+import platformdirs
+from pydantic_core import to_json
+
+import vlm
+from vlm.events import Event, Log, Scalars
+from vlm.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from vlm.compute import Job
+
+_FORGET_AFTER = 30 * 24 * 3600  # seconds; unfinished work that nobody came back to
+
+
+@contextmanager
+def run(job: "Job", live: str | None) -> Iterator[Path]:
+    """Runs `job` in a folder of the user's cache directory that depends on the job alone, and gives that folder.
+
+    It lies outside the repository, so that what a killed run has finished is found by the next one wherever DVC has
+    checked the code out (`dvc exp run --temp`, queued experiments). Two processes with the same job take turns.
+    """
+    jobs = platformdirs.user_cache_path("vlm-pipeline") / "jobs"
+    jobs.mkdir(parents=True, exist_ok=True)
+    _forget_old_work(jobs)
+    directory = jobs / key(job)
+    with ExitStack() as stack:
+        bar = stack.enter_context(ProgressBar())
+        lock = filelock.FileLock(f"{directory}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            bar(Log("another process is doing the same work; waiting for it to end"))
+            lock.acquire()
+        stack.callback(lock.release)
+        directory.mkdir(exist_ok=True)
+        if any(directory.iterdir()):
+            bar(Log("going on with what an earlier run has finished"))
+        scalars = stack.enter_context(_dvclive(live)) if live else None
+
+        def emit(event: Event) -> None:
+            if not isinstance(event, Scalars):
+                bar(event)
+            elif scalars:
+                scalars(event)
+
+        try:
+            job.run(directory, emit)
+            yield directory
+        finally:
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        shutil.rmtree(directory)
+
+
+def key(job: "Job") -> str:
+    """A name for the job that changes with its values, its input files and the code of this package."""
+    digest = hashlib.sha256(to_json(job))
+    code = sorted(Path(vlm.__file__).parent.rglob("*.py"))
+    data = [file for path in map(Path, job.inputs) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    for file in [*code, *data]:
+        if file.is_file():
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return f"{type(job).__name__.lower()}-{digest.hexdigest()[:32]}"
+
+
+@contextmanager
+def _dvclive(directory: str) -> Iterator:
+    """A consumer of Scalars that writes them where `dvc plots` and editors look."""
+    from dvclive import Live
+
+    # The stage owns dvc.yaml and the experiment; DVCLive only writes the points.
+    with Live(directory, dvcyaml=False, save_dvc_exp=False) as live:
+
+        def log(event: Scalars) -> None:
+            live.step = event.step
+            for name, value in event.values.items():
+                live.log_metric(name, value)
+            live.make_summary()
+
+        yield log
+
+
+def _forget_old_work(jobs: Path) -> None:
+    for path in jobs.iterdir():
+        if time.time() - path.stat().st_mtime > _FORGET_AFTER:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,74 @@
+"""From a batch of prompts to answers: free text, or text that Outlines constrains to the task's answers."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vlm.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+Decoder = Callable[[dict], list[str]]
+
+
+def raw(model: "PreTrainedModel", processor: "ProcessorMixin", max_new_tokens: int) -> Decoder:
+    """Greedy generation up to the end-of-turn token, of at most `max_new_tokens` tokens.
+
+    The decoder takes a left-padded batch of inputs on the model's device and gives a text a row, without special tokens.
+    Greedy, and without a repetition penalty, which would punish the labels that the prompt lists.
+    """
+    return lambda inputs: _generate(model, processor, inputs, max_new_tokens)
+
+
+def outlines(model: "PreTrainedModel", processor: "ProcessorMixin", task: Task) -> Decoder:
+    """Greedy generation in which Outlines lets nothing through but the task's answers.
+
+    The grammar is compiled once; Outlines then masks every step's logits for the whole batch. Greedy token by token is
+    not the same as the most probable label: a first token can win although every label it leads to is improbable.
+    """
+    import torch
+    from outlines import from_transformers
+    from outlines.backends import get_regex_logits_processor
+
+    mask = get_regex_logits_processor("outlines_core", from_transformers(model, processor), answers_regex(task))
+    # One token a byte is the longest way to write the longest answer; one more to end the turn.
+    longest = max(len(task.answer(label).encode()) for label in task.labels) + 1
+
+    def decode(inputs: dict) -> list[str]:
+        mask.reset()
+        # Outlines wants its kernel compiled, which takes a C++ compiler and a minute; eager gives the same.
+        with torch.compiler.set_stance("force_eager"):
+            return _generate(model, processor, inputs, longest, logits_processor=[mask])
+
+    return decode
+
+
+def answers_regex(task: Task) -> str:
+    """A regular expression, in the syntax that Python and Rust share, for exactly the task's answers."""
+    return "|".join("".join(_literal(character) for character in task.answer(label)) for label in task.labels)
+
+
+def _literal(character: str) -> str:
+    # re.escape also escapes spaces and quotes, which Rust's syntax does not allow.
+    return f"\\{character}" if character in r"\.+*?()|[]{}^$#&-~" else character
+
+
+def _generate(
+    model: "PreTrainedModel", processor: "ProcessorMixin", inputs: dict, max_new_tokens: int, **how
+) -> list[str]:
+    import torch
+
+    with torch.inference_mode():
+        tokens = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            **how,
+        )
+    return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

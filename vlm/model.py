@@ -1,0 +1,88 @@
+"""Loads a model with its processor and, if given, an adapter."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm import pin
+from vlm.errors import InputError
+from vlm.params import ImageParams, ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+def load(
+    config: ModelConfig, image: ImageParams, adapter: str | None = None
+) -> tuple["PreTrainedModel", "ProcessorMixin"]:
+    """The model in evaluation mode on this machine's GPU, if it has one, else its CPU; and the processor, left-padding.
+
+    Raises InputError for a pinned model that has changed, weights that are no safetensors, or an adapter that is none.
+    """
+    quiet_libraries()
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    processor = load_processor(config, image)
+    model = AutoModelForImageTextToText.from_pretrained(
+        config.id,
+        revision=hub_revision(config),
+        dtype=getattr(torch, config.dtype),
+        attn_implementation=config.attention,
+        use_safetensors=True,
+    )
+    if adapter is not None:
+        from peft import PeftModel
+
+        if not Path(adapter, "adapter_config.json").exists():
+            raise InputError(f"{adapter}: is no adapter, it has no adapter_config.json; `dvc repro finetune` makes one")
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model.to(device()).eval(), processor
+
+
+def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
+    """The model's processor with params.yaml's `image` applied. Raises InputError for a knob that it does not have."""
+    quiet_libraries()
+    from transformers import AutoProcessor
+
+    pin.verify_model(config)
+    processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config))
+    processor.tokenizer.padding_side = "left"
+    wanted = {"max_image_tokens": image.max_tokens, "do_image_splitting": image.splitting}
+    for attribute, value in wanted.items():
+        if value is None:
+            continue
+        if not hasattr(processor.image_processor, attribute):
+            key = "max_tokens" if attribute == "max_image_tokens" else "splitting"
+            raise InputError(f"params.yaml: image.{key}: {config.id} has no such setting; null leaves it alone")
+        setattr(processor.image_processor, attribute, value)
+    smallest = getattr(processor.image_processor, "min_image_tokens", None)
+    if image.max_tokens is not None and smallest is not None and smallest >= image.max_tokens:
+        # Equal bounds break for pictures that are not square.
+        processor.image_processor.min_image_tokens = image.max_tokens // 2
+    return processor
+
+
+def hub_revision(config: ModelConfig) -> str | None:
+    """The Hub commit to load; a folder has none."""
+    return None if config.folder else config.revision
+
+
+def device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet_libraries() -> None:
+    """Keeps the Hugging Face libraries from printing what the user of a pipeline cannot act on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

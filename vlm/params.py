@@ -1,0 +1,186 @@
+"""params.yaml, the chosen task's file and the chosen model's file, as one validated, frozen object."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from vlm.errors import InputError
+from vlm.task import Frozen, Task
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"should be a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+
+
+class ModelConfig(Frozen):
+    """configs/models/<name>.yaml: a model and what is special about it."""
+
+    name: str
+    id: str = Field(min_length=1)  # Hub id, or a folder
+    revision: str | None = None  # Hub commit, or sha256:... of a folder; written by `python -m vlm.pin`
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    runs_on_cpu: bool = False
+    learning_rate: float = Field(default=0.0002, gt=0)
+    lora_modules: Pattern | None = None  # default of finetune.lora.modules
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's folder, if it is one on this machine rather than a repository of the Hub."""
+        return Path(self.id) if Path(self.id).is_dir() else None
+
+
+class PrepareParams(Frozen):
+    train: int | None = Field(default=None, gt=0)
+    validation: int | None = Field(default=None, gt=0)
+    test: int | None = Field(default=None, gt=0)
+
+
+class ImageParams(Frozen):
+    max_tokens: int | None = Field(default=None, gt=0)
+    splitting: bool | None = None
+
+
+class EvaluationParams(Frozen):
+    batch_size: int = Field(gt=0)
+    max_new_tokens: int = Field(gt=0)
+
+
+class LoraParams(Frozen):
+    modules: Pattern | None
+    r: int = Field(gt=0)
+    alpha: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+
+
+class FinetuneParams(Frozen):
+    epochs: float = Field(gt=0)
+    learning_rate: float | None = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    micro_batch: int | None = Field(gt=0)
+    eval_steps: int = Field(gt=0)
+    lora: LoraParams
+
+
+class Params(Frozen):
+    model: ModelConfig
+    task: Task
+    seed: int = Field(ge=0, lt=2**32)
+    compute: Literal["auto", "local"]
+    prepare: PrepareParams
+    image: ImageParams
+    evaluation: EvaluationParams
+    finetune: FinetuneParams
+
+
+def load_params(path: str = "params.yaml") -> Params:
+    """Reads params.yaml and the two files it names. Raises InputError for the first thing that is wrong."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: should be a mapping of keys to values")
+    values["model"] = load_model(_name(values, "model", path))
+    values["task"] = load_task(_name(values, "task", path))
+    params = _validate(Params, values, path)
+    finetune = params.finetune
+    if finetune.micro_batch and finetune.batch_size % finetune.micro_batch:
+        raise InputError(
+            f"{path}: finetune.micro_batch: {finetune.micro_batch} does not divide finetune.batch_size, "
+            f"{finetune.batch_size}"
+        )
+    return params
+
+
+def load_model(name: str) -> ModelConfig:
+    return _validate(ModelConfig, *_named_file(name, "models"))
+
+
+def load_task(name: str) -> Task:
+    return _validate(Task, *_named_file(name, "tasks"))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """YAML 1.2, read as DVC reads it (`no` is a string, 5e-4 a number). Raises InputError."""
+    try:
+        return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: should be text in UTF-8") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise InputError(f"{path}: {where}{getattr(error, 'problem', None) or 'is not YAML'}") from None
+
+
+def _name(values: dict, key: str, path: str) -> str:
+    name = values.get(key)
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: {key}: {name!r} should be the name of a file in configs/{key}s, without .yaml")
+    return name
+
+
+def _named_file(name: str, kind: str) -> tuple[dict, str]:
+    path = Path("configs", kind, f"{name}.yaml")
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise InputError(f"params.yaml: {kind[:-1]}: {name!r} has no file {path}; there are {known}")
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: should be a mapping of keys to values")
+    if "name" in values:
+        raise InputError(f"{path}: name: there is no such key; the file's own name is the name")
+    return {**values, "name": name}, str(path)
+
+
+def _validate(kind: type[Frozen], values: dict, path: str) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first(error, kind)}") from None
+
+
+# pydantic's words for these are Python's; a reader of YAML knows others.
+_EXPECTED = {
+    "model_type": "should be a mapping of keys to values",
+    "dict_type": "should be a mapping of keys to values",
+    "tuple_type": "should be a list",
+    "list_type": "should be a list",
+    "too_short": "should have at least one entry",
+    "string_type": "should be text; put it in quotes",
+    "string_too_short": "should not be empty",
+    "bool_type": "should be true or false",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+}
+
+
+def _first(error: ValidationError, kind: type[Frozen]) -> str:
+    """The first complaint of pydantic as `key: value, what would be right`."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "missing":
+        return f"{key}: is missing; add it"
+    if first["type"] == "extra_forbidden":
+        return f"{key}: there is no such key; the keys here are {', '.join(_keys(kind, first['loc'][:-1]))}"
+    message = _EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, ").removeprefix("Input "))
+    if first["type"] == "value_error" and isinstance(first["input"], dict):
+        return f"{key}: {message}" if key else message  # about several keys of a block, not its whole value
+    return f"{key}: {first['input']!r} {message}"
+
+
+def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the block at `location`."""
+    for part in location:
+        annotation = kind.model_fields[part].annotation
+        kind = next(choice for choice in (annotation, *get_args(annotation)) if hasattr(choice, "model_fields"))
+    return [key for key in kind.model_fields if key != "name"]

@@ -1,0 +1,34 @@
+"""How long a job took and on what: numbers that differ between equal runs, kept apart from the metrics."""
+
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+
+
+def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
+    """Samples handled by this run, its seconds and samples a second, this process's peak memory in GB, and the device.
+
+    Peak memory is the GPU's where there is one, else the process's resident set.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        peak, device = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+    else:
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        device = f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    return {
+        "samples": samples,
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(samples / seconds, 2) if samples else 0,
+        "peak_memory_gb": round(peak / 1e9, 3),
+        "device": device,
+    }
+
+
+def write(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
