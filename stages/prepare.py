@@ -21,7 +21,7 @@ def main() -> None:
     metrics.write(f"metrics/{STAGE}.json", report.metrics())
     runtime = {"seconds": round(seconds, 2), "images_per_second": round(report.total / seconds, 2)}
     metrics.write(f"metrics/runtime/{STAGE}.json", runtime)
-    plots.class_distribution(f"plots/{STAGE}/classes.csv", report.rows)
+    plots.class_distribution(f"plots/{STAGE}/class_distribution.csv", report.rows)
     plots.samples(f"plots/{STAGE}/samples.png", "data/train.parquet", params.task.labels)
     preparation.write_skipped(Path(f"plots/{STAGE}/skipped.csv"), report)
 

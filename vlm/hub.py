@@ -20,7 +20,8 @@ def resolve(repo: str, revision: str | None, kind: Kind, key: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    return str(_tried(lambda: HfApi().resolve_revision(repo, repo_type=kind, revision=revision), repo, revision, key))
+    resolved = _tried(lambda: HfApi().resolve_revision(repo, repo_type=kind, revision=revision), repo, revision, key)
+    return resolved.resolved  # as a str it is the name that was asked for
 
 
 def download(repo: str, commit: str, patterns: list[str], kind: Kind, key: str) -> Path:
@@ -44,6 +45,7 @@ def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -
     """`call()`, again after a pause if the connection broke or the Hub stumbled, with one-line errors."""
     from huggingface_hub import constants, errors
 
+    what = f"{repo!r} at {revision}" if revision else f"{repo!r}"
     pauses = iter(_PAUSES)
     while True:
         try:
@@ -63,12 +65,12 @@ def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -
             ) from None
         except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
             if constants.is_offline_mode():
-                raise InputError(f"{key}: {repo!r} is not in the cache; unset HF_HUB_OFFLINE to download it") from None
+                raise InputError(f"{key}: {what} is not in the cache; unset HF_HUB_OFFLINE to download it") from None
             pause = next(pauses, None)
             if pause is None:
                 reason = str(error.__cause__ or error).splitlines()[0]
                 raise InputError(
-                    f"{key}: {repo!r} is not in the cache and cannot be downloaded: {reason}; "
+                    f"{key}: {what} is not in the cache and cannot be downloaded: {reason}; "
                     "check the network and try again"
                 ) from error
             time.sleep(pause)

@@ -129,6 +129,8 @@ def _write(file: Path, path: list[str], value: str) -> str:
 
 def _set(text: str, path: list[str], value: str) -> str:
     """The YAML text with the value at `path` exchanged, or added to its mapping."""
+    if not isinstance(YAML(typ="safe").load(value), str):  # a commit of digits only, say
+        value = f'"{value}"'
     mapping = YAML().compose(text)
     for key in path[:-1]:
         mapping = next(node for name, node in mapping.value if name.value == key)

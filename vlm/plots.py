@@ -118,7 +118,7 @@ def stages(path: str | Path, rows: Sequence[tuple[str, float, float, float]]) ->
     axes.grid(axis="y", color="#e4e4e4")
     axes.set_axisbelow(True)
     axes.spines[["left", "top", "right"]].set_visible(False)
-    _save(_drawn(figure), path)
+    _save(_rasterised(figure), path)
 
 
 # Tables
@@ -186,7 +186,7 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def _read_pictures(data: str | Path, ids: Iterable[str]) -> dict[str, bytes]:
-    """The picture files of the samples `ids` by id. Holds those and one batch of the rest."""
+    """The picture files of the samples `ids` by id. Holds those and a few row groups of the rest."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -209,7 +209,7 @@ def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
     width, height = _COLUMNS * _CELL + _MARGIN, _TITLE + -(-len(tiles) // _COLUMNS) * cell_height
     sheet = Image.new("RGB", (width, height), "white")
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    _write(figure, title, _MARGIN, _TITLE // 2, width - 2 * _MARGIN, ha="left", fontsize=10, color=_DARK)
+    _put_text(figure, title, _MARGIN, _TITLE // 2, width - 2 * _MARGIN, ha="left", fontsize=10, color=_DARK)
     for i, tile in enumerate(tiles):
         x, y = _MARGIN + i % _COLUMNS * _CELL, _TITLE + i // _COLUMNS * cell_height
         picture = _fitted(tile.picture)
@@ -217,9 +217,9 @@ def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
         sheet.paste(picture, (x + (_BOX - picture.width) // 2, y + (_BOX - picture.height) // 2))
         for j, (text, colour) in enumerate(tile.lines):
             centre = x + _BOX // 2, y + _BOX + 10 + j * _LINE
-            _write(figure, text, *centre, _CELL - 6, ha="center", fontsize=8, color=colour)
+            _put_text(figure, text, *centre, _CELL - 6, ha="center", fontsize=8, color=colour)
     figure.figimage(np.asarray(sheet))
-    drawn = _drawn(figure)
+    drawn = _rasterised(figure)
     # A palette is a third of the size. What is nearly white in it is white, or the page would be a little grey.
     palette = drawn.quantize(256, Image.Quantize.MEDIANCUT)
     colours = np.reshape(palette.getpalette(), (-1, 3))
@@ -255,7 +255,7 @@ def _characters() -> frozenset[int]:
     return frozenset().union(*(get_font(findfont(font)).get_charmap() for font in _fonts()))
 
 
-def _write(figure: "Figure", text: str, x: int, y: int, room: int, **style: Any) -> None:
+def _put_text(figure: "Figure", text: str, x: int, y: int, room: int, **style: Any) -> None:
     """Writes a text at a place in pixels from the top left, on one line, cut off with an ellipsis to `room` pixels.
 
     A character that no font has becomes a question mark in a diamond.
@@ -270,7 +270,7 @@ def _write(figure: "Figure", text: str, x: int, y: int, room: int, **style: Any)
         artist.set_text(text[:end].rstrip() + "…")
 
 
-def _drawn(figure: "Figure") -> "Image.Image":
+def _rasterised(figure: "Figure") -> "Image.Image":
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image

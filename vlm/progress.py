@@ -70,7 +70,7 @@ class _Lines:
         self._quarter, self._printed = quarter, now
         elapsed = now - self._started
         rate = (event.done - self._first) / elapsed if elapsed else 0.0
-        line = f"{event.done}/{event.total} {event.unit} in {tqdm.format_interval(elapsed)}, {rate:.{0 if rate > 10 else 2}f}/s"
+        line = f"{event.done}/{event.total} {event.unit} in {tqdm.format_interval(elapsed)}, {rate:.1f}/s"
         if not finished and rate:
             line += f", {tqdm.format_interval((event.total - event.done) / rate)} to go"
         print(line, file=sys.stderr, flush=True)

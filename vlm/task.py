@@ -114,7 +114,7 @@ class Task(Frozen):
         return self.source.badges.icons if self.source.badges else None
 
     def conversation(self, image: Any = None) -> list[dict]:
-        """The chat up to the model's turn: system prompt (a plain string, as every template takes it), picture, question.
+        """The chat up to the model's turn: system prompt (plain text, as every template takes it), picture, question.
 
         `image` may be None: chat templates only need to know that a picture stands there.
         """

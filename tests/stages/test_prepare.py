@@ -14,7 +14,7 @@ from vlm import dataset
 ROOT = Path(__file__).parents[2]
 WRITTEN = """
     data/test.parquet data/train.parquet data/validation.parquet metrics/prepare.json metrics/runtime/prepare.json
-    plots/prepare/classes.csv plots/prepare/samples.png plots/prepare/skipped.csv
+    plots/prepare/class_distribution.csv plots/prepare/samples.png plots/prepare/skipped.csv
 """.split()
 
 
@@ -73,7 +73,7 @@ def test_the_stage_writes_its_files_and_twice_the_same(work):
     assert runtime["seconds"] > 0
     assert runtime["images_per_second"] == pytest.approx(66 / runtime["seconds"], rel=0.05)
 
-    with (work / "plots/prepare/classes.csv").open(newline="") as file:
+    with (work / "plots/prepare/class_distribution.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {tuple(sorted(row)) for row in rows} == {("count", "label", "split")}
     assert sum(int(row["count"]) for row in rows if row["split"] == "test") == 20

@@ -51,8 +51,6 @@ def test_the_emblem_is_on_a_clean_badge():
     assert (np.abs(difference).max(2) > 60).mean() > 0.02
 
 
-
-
 def test_an_icon_that_is_not_there_is_named():
     with pytest.raises(badges.UnknownIcon, match="trabant"):
         badges.icon("trabant")

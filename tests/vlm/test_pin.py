@@ -123,6 +123,11 @@ def test_the_value_is_put_where_it_belongs(text, path):
     assert pin._set(text, path, COMMIT).count("\r") == text.count("\r")
 
 
+@pytest.mark.parametrize("commit", ["1" * 40, "12" + "3" * 35 + "e45"])
+def test_a_commit_that_looks_like_a_number_stays_a_string(commit):
+    assert YAML(typ="safe").load(pin._set("revision: null\n", ["revision"], commit)) == {"revision": commit}
+
+
 def test_a_hub_revision_becomes_its_commit(monkeypatch):
     asked = []
     monkeypatch.setattr(pin.hub, "resolve", lambda *arguments: asked.append(arguments) or COMMIT)

@@ -146,7 +146,9 @@ def test_ids_are_paths_and_pictures_keep_their_bytes():
     Path("pets/.cache/x").write_text("hidden")
     prepare(FOLDER, PrepareParams(train=None, validation=4, test=8))
     names = ids("train") + ids("validation") + ids("test")
-    assert sorted(names) == sorted(f"{label}/{i:02d}.{kind}" for label, kind in (("cat", "png"), ("dog", "jpg")) for i in range(20))
+    assert sorted(names) == sorted(
+        f"{label}/{i:02d}.{kind}" for label, kind in (("cat", "png"), ("dog", "jpg")) for i in range(20)
+    )
     rows = dataset._open("data/test.parquet").read().to_pylist()
     assert all(Path("pets", row["id"]).read_bytes() == row["image"]["bytes"] for row in rows)
 
@@ -178,7 +180,9 @@ def test_unreadable_files_and_copies_are_left_out_and_listed():
     Image.open("pets/cat/01.png").save("pets/cat/zz-same-pixels.bmp")
     Path("pets/dog/cat-after-all.png").write_bytes(Path("pets/cat/02.png").read_bytes())
     events = []
-    report = preparation.prepare(FOLDER, PrepareParams(train=None, validation=4, test=8), 3, Path("data"), events.append)
+    report = preparation.prepare(
+        FOLDER, PrepareParams(train=None, validation=4, test=8), 3, Path("data"), events.append
+    )
     assert Counter(skipped.kind for skipped in report.skipped) == {"unreadable": 2, "duplicate": 2, "conflict": 2}
     assert report.metrics() == {
         "train_rows": 27, "validation_rows": 4, "test_rows": 8, "classes": 2, "smallest_class": 19, "largest_class": 20,
@@ -241,13 +245,19 @@ def test_a_metadata_file_names_pictures_and_labels(kind):
         text = "".join(json.dumps({"file": name, "what": label}) + "\n" for name, label in rows)
     report = prepare(metadata(f"labels.{kind}", text), PrepareParams(train=None, validation=2, test=4))
     assert report.metrics()["train_rows"] == 6
-    assert [(skipped.id, skipped.reason) for skipped in report.skipped] == [("cat/gone.png", "No such file or directory")]
+    assert [(skipped.id, skipped.reason) for skipped in report.skipped] == [
+        ("cat/gone.png", "No such file or directory")
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "file,label\ncat/00.png,cat\n", r"pets/a\.csv: line 2: has no 'what', only file, label; columns\.label of .*pets\.yaml"),
+        (
+            "a.csv",
+            "file,label\ncat/00.png,cat\n",
+            r"pets/a\.csv: line 2: has no 'what', only file, label; columns\.label of .*pets\.yaml",
+        ),
         ("a.csv", "file,what\ncat/00.png,cat\n,dog\n", r"pets/a\.csv: line 3: has no 'file'"),
         ("a.csv", "file,what\n../cat.png,cat\n", r"pets/a\.csv: line 2: '\.\./cat\.png' should be a path inside pets"),
         ("a.jsonl", '{"file": "cat/00.png", "what": "cat"}\n{"file"\n', r"pets/a\.jsonl: line 2: is no JSON"),
@@ -273,14 +283,16 @@ def test_a_missing_folder_is_one_line():
 
 def test_an_empty_folder_is_one_line():
     Path("pets").mkdir()
-    with pytest.raises(InputError, match="source.folder: 'pets' has no pictures; it should hold LABEL/PICTURE"):
+    with pytest.raises(InputError, match=r"source\.folder: 'pets' has no pictures; it should hold LABEL/PICTURE"):
         prepare(FOLDER)
 
 
 def test_an_unknown_label_in_the_data_is_one_line():
     pets(3)
     picture("bird/1.png", "bird")
-    with pytest.raises(InputError, match=r"pets\.yaml: labels: 'bird', the label of 1 of .* \(bird/1\.png is one\).* add it"):
+    with pytest.raises(
+        InputError, match=r"pets\.yaml: labels: 'bird', the label of 1 of .* \(bird/1\.png is one\).* add it"
+    ):
         prepare(FOLDER)
     of = task({"folder": "pets"}, classes={"cat": "cat", "dog": "dog"})
     with pytest.raises(InputError, match=r"pets\.yaml: classes: 'bird'"):
@@ -289,7 +301,9 @@ def test_an_unknown_label_in_the_data_is_one_line():
 
 def test_a_label_that_no_picture_has_is_one_line():
     pets(3)
-    with pytest.raises(InputError, match=r"pets\.yaml: labels: no picture is labelled 'bird'; add pictures or remove the label"):
+    with pytest.raises(
+        InputError, match=r"pets\.yaml: labels: no picture is labelled 'bird'; add pictures or remove the label"
+    ):
         prepare(task({"folder": "pets"}, labels=("cat", "dog", "bird")))
 
 

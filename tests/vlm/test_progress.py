@@ -25,10 +25,10 @@ def test_without_a_terminal_a_long_job_is_a_handful_of_lines(capsys, monkeypatch
             emit(Progress(done, 1000, "step"))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "250/1000 step in 04:11, 1.00/s, 12:33 to go",
-        "500/1000 step in 08:21, 1.00/s, 08:21 to go",
-        "750/1000 step in 12:31, 1.00/s, 04:10 to go",
-        "1000/1000 step in 16:41, 1.00/s",
+        "250/1000 step in 04:11, 1.0/s, 12:33 to go",
+        "500/1000 step in 08:21, 1.0/s, 08:21 to go",
+        "750/1000 step in 12:31, 1.0/s, 04:10 to go",
+        "1000/1000 step in 16:41, 1.0/s",
     ]
 
 
@@ -38,7 +38,7 @@ def test_a_resumed_job_counts_its_own_rate_only(capsys, monkeypatch):
     with ProgressBar() as emit:
         emit(Progress(900, 1000, "image"))
         emit(Progress(1000, 1000, "image"))
-    assert capsys.readouterr().err == "1000/1000 image in 00:10, 10.00/s\n"
+    assert capsys.readouterr().err == "1000/1000 image in 00:10, 10.0/s\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
