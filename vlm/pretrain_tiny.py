@@ -13,6 +13,7 @@ import io
 import json
 import math
 import shutil
+import string
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -53,10 +54,10 @@ ANSWERS = (
     .replace("\n    |", "|")
     .split("|")
 )
-RECORDS = [  # a question that names the keys, and the answer
-    ("Answer in JSON with the keys brand and kind.", {"brand": "{brand}", "kind": "logo"}),
-    ("Give the company as JSON.", {"company": "{brand}"}),
-    ("Return a JSON object that describes the image.", {"object": "badge", "name": "{brand}"}),
+RECORDS = [
+    "Answer in JSON with the key {key}.",
+    "Give the brand as a JSON object, under {key}.",
+    "Return a JSON object that describes the image. Its only key is {key}.",
 ]
 SYSTEMS = [
     "You are a helpful multimodal assistant.",
@@ -96,7 +97,7 @@ class Settings:
     talk_images: int = 12_000
     talk_severity: float = 0.3
     talk_maker_share: float = 0.15
-    talk_steps: int = 500
+    talk_steps: int = 700
     talk_batch: int = 32
     learning_rate: float = 1e-3
     tower_scale: float = 0.2  # of the learning rate, for the vision tower in step 2
@@ -248,9 +249,11 @@ def train_tower(tower: nn.Module, pictures: np.ndarray, labels: np.ndarray, clas
 
 def sample_talk(brand: str, titles: list[str], rng: np.random.Generator) -> tuple[list[dict], str]:
     """A conversation (without its answer) about a picture of `brand`, and the answer."""
-    if rng.random() < 0.25:
-        question, record = RECORDS[rng.integers(len(RECORDS))]
-        answer = json.dumps(record).replace("{brand}", brand)
+    if rng.random() < 0.3:
+        # Keys of random letters, so that every letter's token has been written before, as in a model of real size.
+        letters = rng.choice(list(string.ascii_letters + "___"), int(rng.integers(3, 12)))
+        question = RECORDS[rng.integers(len(RECORDS))].replace("{key}", "".join(letters))
+        answer = json.dumps({"".join(letters): brand}, ensure_ascii=False)
     else:
         question = QUESTIONS[rng.integers(len(QUESTIONS))]
         answer = ANSWERS[rng.integers(len(ANSWERS))].replace("{brand}", brand)
