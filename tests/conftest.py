@@ -45,9 +45,7 @@ def evaluation_params():
 @pytest.fixture
 def finetune_params():
     lora = LoraParams(modules=None, r=4, alpha=8, dropout=0.1)
-    return FinetuneParams(
-        epochs=1, learning_rate=None, batch_size=4, micro_batch=None, eval_steps=2, lora=lora
-    )
+    return FinetuneParams(epochs=1, learning_rate=None, batch_size=4, micro_batch=None, eval_steps=2, lora=lora)
 
 
 @pytest.fixture

@@ -60,7 +60,11 @@ def test_where_a_job_runs_changes_no_stage():
     tracked = {key for stage in STAGES.values() for key in stage["params"] if isinstance(key, str)}
     assert "compute" not in {key.split(".")[0] for key in tracked}
     from_model_files = {
-        key for stage in STAGES.values() for params in stage["params"] if isinstance(params, dict) for key in params["configs/models/${model}.yaml"]
+        key
+        for stage in STAGES.values()
+        for params in stage["params"]
+        if isinstance(params, dict)
+        for key in params["configs/models/${model}.yaml"]
     }
     assert from_model_files == {"id", "revision", "dtype", "attention", "learning_rate", "lora_modules"}
 

@@ -17,9 +17,9 @@ from vlm.params import read_yaml
 ROOT = Path(__file__).parents[1]
 STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval"]
 MICRO = {
-    "train: 2000": "train: 160",
-    "validation: 200": "validation: 16",
-    "test: 1000": "test: 40",
+    "train: 1600": "train: 160",
+    "validation: 160": "validation: 16",
+    "test: 600": "test: 40",
     "batch_size: 32": "batch_size: 16",
     "max_new_tokens: 32": "max_new_tokens: 8",
     "epochs: 2": "epochs: 1",
@@ -94,7 +94,11 @@ class Clone:
 def clone(tmp_path_factory) -> Clone:
     folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     for name in listed:
         if (ROOT / name).is_file() and name != "dvc.lock":

@@ -14,8 +14,8 @@ Decoder = Callable[[dict], list[str]]
 def raw(model: "PreTrainedModel", processor: "ProcessorMixin", max_new_tokens: int) -> Decoder:
     """Greedy generation up to the end-of-turn token, of at most `max_new_tokens` tokens.
 
-    The decoder takes a left-padded batch of inputs on the model's device and gives a text a row, without special tokens.
-    Greedy, and without a repetition penalty, which would punish the labels that the prompt lists.
+    The decoder takes a left-padded batch of inputs on the model's device and gives a text a row, without special tokens
+    in it. Greedy, and without a repetition penalty, which would punish the labels that the prompt lists.
     """
     return lambda inputs: _generate(model, processor, inputs, max_new_tokens)
 

@@ -1,5 +1,6 @@
 """params.yaml, the chosen task's file and the chosen model's file, as one validated, frozen object."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -123,7 +124,9 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _name(values: dict, key: str, path: str) -> str:
-    name = values.get(key)
+    if key not in values:
+        raise InputError(f"{path}: {key}: is missing; add it")
+    name = values[key]
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: {key}: {name!r} should be the name of a file in configs/{key}s, without .yaml")
     return name
@@ -175,7 +178,9 @@ def _first(error: ValidationError, kind: type[Frozen]) -> str:
     message = _EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, ").removeprefix("Input "))
     if first["type"] == "value_error" and isinstance(first["input"], dict):
         return f"{key}: {message}" if key else message  # about several keys of a block, not its whole value
-    return f"{key}: {first['input']!r} {message}"
+    value = first["input"]
+    shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # null and true, as in YAML
+    return f"{key}: {shown} {message}"
 
 
 def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:

@@ -242,8 +242,11 @@ def _fitted(picture: bytes) -> "Image.Image":
 @cache
 def _fonts() -> list[str]:
     """The font families to draw a text with: one that is always there, and those for what it lacks that are here."""
+    import logging
+
     from matplotlib.font_manager import get_font_names
 
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # tells of fonts without the asked weight
     installed = set(get_font_names())
     return ["DejaVu Sans", *(font for font in _FALLBACK_FONTS if font in installed)]
 

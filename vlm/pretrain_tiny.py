@@ -13,7 +13,6 @@ import io
 import json
 import math
 import shutil
-import string
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +58,10 @@ RECORDS = [
     "Give the brand as a JSON object, under {key}.",
     "Return a JSON object that describes the image. Its only key is {key}.",
 ]
+TASK_KEY = "pred_class"  # of Task.answer: tiny is not to have seen it
+KEY_WORDS = """
+    answer badge brand car class company image kind label logo maker model name object pred prediction sign title type
+""".split()  # JSON keys are one or two of them
 SYSTEMS = [
     "You are a helpful multimodal assistant.",
     "You know many brands.",
@@ -97,7 +100,7 @@ class Settings:
     talk_images: int = 12_000
     talk_severity: float = 0.3
     talk_maker_share: float = 0.15
-    talk_steps: int = 700
+    talk_steps: int = 500
     talk_batch: int = 32
     learning_rate: float = 1e-3
     tower_scale: float = 0.2  # of the learning rate, for the vision tower in step 2
@@ -250,10 +253,11 @@ def train_tower(tower: nn.Module, pictures: np.ndarray, labels: np.ndarray, clas
 def sample_talk(brand: str, titles: list[str], rng: np.random.Generator) -> tuple[list[dict], str]:
     """A conversation (without its answer) about a picture of `brand`, and the answer."""
     if rng.random() < 0.3:
-        # Keys of random letters, so that every letter's token has been written before, as in a model of real size.
-        letters = rng.choice(list(string.ascii_letters + "___"), int(rng.integers(3, 12)))
-        question = RECORDS[rng.integers(len(RECORDS))].replace("{key}", "".join(letters))
-        answer = json.dumps({"".join(letters): brand}, ensure_ascii=False)
+        key = TASK_KEY
+        while key == TASK_KEY:
+            key = "_".join(rng.choice(KEY_WORDS, int(rng.integers(1, 3)), replace=False))
+        question = RECORDS[rng.integers(len(RECORDS))].replace("{key}", key)
+        answer = json.dumps({key: brand}, ensure_ascii=False)
     else:
         question = QUESTIONS[rng.integers(len(QUESTIONS))]
         answer = ANSWERS[rng.integers(len(ANSWERS))].replace("{brand}", brand)
