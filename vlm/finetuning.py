@@ -32,8 +32,9 @@ _SCALARS = {
 class FineTuning:
     """Trains a LoRA adapter on `train`, looking at `validation` as it goes.
 
-    Writes adapter/ (as PEFT loads it), modules.csv (the modules that LoRA was put on and their parameters), metrics.json
-    and runtime.json. The loss is the mean cross-entropy of the answer's tokens, the end of the turn included.
+    Writes adapter/ (as PEFT loads it), modules.csv (the modules that LoRA was put on, with their parameters),
+    metrics.json and runtime.json. The loss is the mean cross-entropy of the answer's tokens, the end of the turn
+    included.
     """
 
     task: Task
