@@ -1,0 +1,64 @@
+"""Raw generation in batches against one `generate` call per image: `python -m benchmarks.raw_generation`.
+
+Both decode and preprocess the same test images and stop at the end of the turn; a warm-up comes first, and the two take
+turns. Prints a table and writes benchmarks/raw_generation.json. Needs `dvc repro prepare`.
+"""
+
+import json
+import time
+from itertools import islice
+from pathlib import Path
+
+from vlm import dataset, decoding, model
+from vlm.params import load_params
+
+DATA = "data/test.parquet"
+IMAGES = 128
+ROUNDS = 3
+
+
+def main() -> None:
+    params = load_params()
+    loaded, processor = model.load(params.model, params.image)
+    decode = decoding.raw(loaded, processor, params.evaluation.max_new_tokens)
+    prompt = processor.apply_chat_template(params.task.conversation(), add_generation_prompt=True, tokenize=False)
+
+    def run(batch_size: int, images: int) -> tuple[float, list[str]]:
+        started, texts = time.perf_counter(), []
+        for batch in islice(dataset.iter_batches(DATA, batch_size), images // batch_size):
+            inputs = processor(
+                images=[[image] for image in batch.images],
+                text=[prompt] * len(batch.images),
+                padding=True,
+                add_special_tokens=False,
+                return_tensors="pt",
+            ).to(loaded.device, loaded.dtype)
+            texts += decode(inputs)
+        return time.perf_counter() - started, texts
+
+    sizes = {"one_generate_per_image": 1, "batched": params.evaluation.batch_size}
+    for size in sizes.values():
+        run(size, size)
+    seconds, texts = dict.fromkeys(sizes, 0.0), {}
+    for _ in range(ROUNDS):
+        for case, size in sizes.items():
+            took, texts[case] = run(size, IMAGES)
+            seconds[case] += took
+    slow = seconds["one_generate_per_image"]
+    rows = [
+        {
+            "case": case,
+            "model": params.model.name,
+            "images_per_second": round(ROUNDS * IMAGES / seconds[case], 1),
+            "ratio": round(slow / seconds[case], 2),
+            "same_texts": texts[case] == texts["batched"],
+        }
+        for case in sizes
+    ]
+    for row in rows:
+        print(f"{row['case']:24} {row['images_per_second']:8} images/s {row['ratio']:6} x, same: {row['same_texts']}")
+    Path("benchmarks/raw_generation.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
