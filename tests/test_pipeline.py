@@ -130,10 +130,16 @@ def test_every_stage_leaves_its_results(clone):
 def test_dvc_commands_show_the_results(clone):
     shown = clone.run("dvc", "metrics", "show")
     assert all(f"metrics/{stage}.json" in shown for stage in STAGES)
-    page = clone.run("dvc", "plots", "show")
-    html = Path(page.strip().removeprefix("file://").splitlines()[-1].removeprefix("file://")).read_text()
-    for wanted in ("plots/prepare/samples.png", "plots/final_eval/mistakes.png", "plots/final_eval/accuracy.png"):
-        assert wanted in html.replace("_", "/").replace("//", "/") or Path(wanted).name in html
+    clone.run("dvc", "plots", "show")
+    page = clone.folder / "dvc_plots"
+    html = (page / "index.html").read_text()
+    evaluations = ["baseline_eval", "structured_eval", "final_eval"]
+    pictures = {"prepare_samples", "final_eval_accuracy", *(f"{stage}_mistakes" for stage in evaluations)}
+    assert {file.name for file in (page / "static").iterdir()} == {f"workspace_plots_{name}.png" for name in pictures}
+    for title in ("Samples by class and split", "Loss while fine-tuning", "F1 by class"):
+        assert title in html
+    for stage in evaluations:
+        assert re.search(rf"Confusion matrix, [^\n]*\({stage}\)", html)
     columns = clone.run("dvc", "exp", "show", "--csv").splitlines()[0]
     assert "prompt" not in columns
     assert "labels" not in columns

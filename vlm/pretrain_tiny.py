@@ -7,13 +7,11 @@ never sees the task's prompt, answer format or label spelling, and talks about c
 Step 1 trains the vision tower with a linear head to tell brands apart, because a tiny model trained end to end from
 scratch learns the form of the answers and ignores the picture. Step 2 trains everything on questions and answers.
 
-models/tiny came out of seed 7 on two cores. Step 1: 30,000 photos of 83 brands, running accuracy on them 55 % after
-1,000 steps, 78 % after 2,000, 94 % after 3,700, 99 % after 5,000; 30 minutes if nothing else runs. Step 2: 500 steps,
-loss 0.26, 6 minutes. A linear probe on the finished tower's features tells the makers of car_badges apart on 94 to 96
-% of 400 new photos of severity 0.15 to 0.3, on 81 % at 0.5 (measured on the tower of an earlier step 2). Step 2 was
-repeated with other talk (docs/log.md) on the tower that `--tower` kept. Equal settings and package versions give
-equal weights on one machine; the talk decides the vocabulary and so, through the random numbers drawn for it, the
-tower's first head, so a run of this file from nothing repeats the recipe and not the shipped bytes.
+models/tiny came out of seed 7 on two cores that other work shared. Step 1: 30,000 photos of 83 brands, running
+accuracy on them 55 % after 1,000 steps, 78 % after 2,000, 94 % after 3,700, 99 % after 4,800; 45 minutes with the
+rendering. Step 2: 500 steps, loss 0.26, 6 minutes. Step 2 was repeated with other talk (docs/log.md) on the tower
+that `--tower` kept. The talk decides the vocabulary and so, through the random numbers drawn for it, the tower's
+first head: a run of this file from nothing repeats the recipe and not the shipped bytes, and has not been made yet.
 """
 
 import argparse
