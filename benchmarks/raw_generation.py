@@ -6,10 +6,9 @@ turns. Prints a table and writes benchmarks/raw_generation.json. Needs `dvc repr
 
 import json
 import time
-from itertools import islice
 from pathlib import Path
 
-from vlm import dataset, decoding, model
+from vlm import batching, decoding, model
 from vlm.params import load_params
 
 DATA = "data/test.parquet"
@@ -21,19 +20,13 @@ def main() -> None:
     params = load_params()
     loaded, processor = model.load(params.model, params.image)
     decode = decoding.raw(loaded, processor, params.evaluation.max_new_tokens)
-    prompt = processor.apply_chat_template(params.task.conversation(), add_generation_prompt=True, tokenize=False)
+    load = batching.Loader(DATA, processor, params.task)
 
     def run(batch_size: int, images: int) -> tuple[float, list[str]]:
         started, texts = time.perf_counter(), []
-        for batch in islice(dataset.iter_batches(DATA, batch_size), images // batch_size):
-            inputs = processor(
-                images=[[image] for image in batch.images],
-                text=[prompt] * len(batch.images),
-                padding=True,
-                add_special_tokens=False,
-                return_tensors="pt",
-            ).to(loaded.device, loaded.dtype)
-            texts += decode(inputs)
+        for start in range(0, images, batch_size):
+            inputs = load(range(start, start + batch_size))
+            texts += decode(inputs.to(loaded.device, loaded.dtype)).texts
         return time.perf_counter() - started, texts
 
     sizes = {"one_generate_per_image": 1, "batched": params.evaluation.batch_size}

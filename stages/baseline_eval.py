@@ -9,11 +9,11 @@ STAGE = "baseline_eval"
 
 def main() -> None:
     params = load_params()
-    job = evaluation.Evaluation.on_test(params, decoding="raw")
+    job = evaluation.Evaluation.raw(params)
     with compute.run(job, params.compute) as result:
-        predictions = evaluation.save(result, STAGE)
+        predictions, counted = evaluation.save(result, STAGE)
         values = metrics.classification(predictions, params.task.labels) | metrics.lenient(predictions, params.task)
-        metrics.write(f"metrics/{STAGE}.json", values)
+        metrics.write(f"metrics/{STAGE}.json", values | counted)
         plots.write(f"plots/{STAGE}", predictions, params.task.labels, job.data)
 
 

@@ -13,12 +13,13 @@ ADAPTER = "models/adapter"
 def main() -> None:
     params = load_params()
     labels = params.task.labels
-    raw_job = evaluation.Evaluation.on_test(params, decoding="raw", adapter=ADAPTER)
-    job = evaluation.Evaluation.on_test(params, decoding="outlines", adapter=ADAPTER)
+    raw_job = evaluation.Evaluation.raw(params, adapter=ADAPTER)
+    job = evaluation.Evaluation.structured(params, adapter=ADAPTER)
     with compute.run(raw_job, params.compute) as raw_result, compute.run(job, params.compute) as result:
-        raw = metrics.classification(evaluation.save(raw_result, f"{STAGE}_raw"), labels)
-        predictions = evaluation.save(result, STAGE)
-        values = metrics.classification(predictions, labels)
+        raw_predictions, _ = evaluation.save(raw_result, f"{STAGE}_raw")
+        raw = metrics.classification(raw_predictions, labels)
+        predictions, counted = evaluation.save(result, STAGE)
+        values = metrics.structured(predictions, result / "calibration.parquet", labels) | counted
         baseline = pd.read_parquet("predictions/baseline_eval.parquet")
         structured = pd.read_parquet("predictions/structured_eval.parquet")
         metrics.write(

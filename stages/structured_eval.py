@@ -9,10 +9,11 @@ STAGE = "structured_eval"
 
 def main() -> None:
     params = load_params()
-    job = evaluation.Evaluation.on_test(params, decoding="outlines")
+    job = evaluation.Evaluation.structured(params)
     with compute.run(job, params.compute) as result:
-        predictions = evaluation.save(result, STAGE)
-        metrics.write(f"metrics/{STAGE}.json", metrics.classification(predictions, params.task.labels))
+        predictions, counted = evaluation.save(result, STAGE)
+        values = metrics.structured(predictions, result / "calibration.parquet", params.task.labels)
+        metrics.write(f"metrics/{STAGE}.json", values | counted)
         plots.write(f"plots/{STAGE}", predictions, params.task.labels, job.data)
 
 

@@ -1,11 +1,14 @@
 """What the tests share: the embedded model, and splits small enough to evaluate and train on in seconds."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from vlm import badges, dataset
-from vlm.params import EvaluationParams, FinetuneParams, ImageParams, LoraParams, load_model, load_task
+from vlm.params import FinetuneParams, ImageParams, LoraParams, load_model, load_task
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,11 +41,6 @@ def image_params():
 
 
 @pytest.fixture
-def evaluation_params():
-    return EvaluationParams(batch_size=4, max_new_tokens=12)
-
-
-@pytest.fixture
 def finetune_params():
     lora = LoraParams(modules=None, r=4, alpha=8, dropout=0.1)
     return FinetuneParams(epochs=1, learning_rate=None, batch_size=4, micro_batch=None, eval_steps=2, lora=lora)
@@ -61,3 +59,22 @@ def make_split(task, tmp_path):
         return str(path)
 
     return make
+
+
+@pytest.fixture
+def no_memory_for():
+    """`with no_memory_for(2):` is on a device on which no forward of more than two prompts fits."""
+
+    @contextmanager
+    def limited(samples: int):
+        def refuse(module, args, kwargs):
+            if isinstance(module, PreTrainedModel) and len(kwargs.get("input_ids", ())) > samples:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(refuse, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    return limited

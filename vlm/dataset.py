@@ -6,9 +6,10 @@ label (string). The images are upright 8-bit RGB, JPEG or PNG.
 
 import io
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from PIL import Image
 
 from vlm.errors import InputError
 
-_ROW_GROUP = 256  # rows; what the writer or a reader holds in memory, encoded
+_ROW_GROUP = 16  # rows; few, for readers take single rows in an order of their own, and a group is read as a whole
 
 # `datasets` reads its features from the parquet file's metadata.
 _STRING = {"dtype": "string", "_type": "Value"}
@@ -37,15 +38,6 @@ class Row:
     id: str
     image: bytes  # the picture's file
     label: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive rows of a split; the images are decoded."""
-
-    ids: list[str]
-    images: list[Image.Image]
-    labels: list[str]
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -68,23 +60,32 @@ def ids_and_labels(path: str | Path) -> tuple[list[str], list[str]]:
     return table.column("id").to_pylist(), table.column("label").to_pylist()
 
 
-def iter_batches(path: str | Path, batch_size: int, skip: int = 0) -> Iterator[Batch]:
-    """A split's rows from row `skip` on, in order; the last batch may be smaller. Holds one row group and one batch.
-
-    Raises InputError if there is no such file.
-    """
-    rows = _iter_rows(_open(path), skip)
-    while batch := list(islice(rows, batch_size)):
-        images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in batch]
-        yield Batch([row["id"] for row in batch], images, [row["label"] for row in batch])
+def image_sizes(path: str | Path) -> Iterator[tuple[int, int]]:
+    """Every picture's (width, height) in pixels, in order, from its header. Raises InputError if there is no file."""
+    file = _open(path)
+    for batch in file.iter_batches(batch_size=_ROW_GROUP, columns=["image"]):
+        for image in batch.column("image").to_pylist():
+            yield Image.open(io.BytesIO(image["bytes"])).size
 
 
-def _iter_rows(file: pq.ParquetFile, skip: int) -> Iterator[dict]:
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if skip < size:
-            yield from file.read_row_group(group).slice(skip).to_pylist()
-        skip = max(0, skip - size)
+class Reader:
+    """Rows of a split by their number, from 0. Holds one row group. Raises InputError if there is no such file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = _open(path)
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._starts = [0, *accumulate(sizes)]
+        self._group: tuple[int, list[dict]] = (-1, [])
+
+    def rows(self, numbers: Iterable[int]) -> list[Row]:
+        found = []
+        for number in numbers:
+            group = bisect_right(self._starts, number) - 1
+            if self._group[0] != group:
+                self._group = (group, self._file.read_row_group(group).to_pylist())
+            row = self._group[1][number - self._starts[group]]
+            found.append(Row(row["id"], row["image"]["bytes"], row["label"]))
+        return found
 
 
 def _open(path: str | Path) -> pq.ParquetFile:

@@ -1,30 +1,53 @@
-"""From a batch of prompts to answers: free text, or text that Outlines constrains to the task's answers."""
+"""From a batch of prompts to answers: free text, text that Outlines constrains, or the most probable label."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlm.posterior import Posterior
 from vlm.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-Decoder = Callable[[dict], list[str]]
+
+@dataclass(frozen=True)
+class Answers:
+    """What the model says of each sample of a batch; `probabilities` has a row a sample, in the order of the labels."""
+
+    texts: list[str]
+    probabilities: list[list[float]] | None = None
+
+
+# Takes a left-padded batch of inputs on the model's device.
+Decoder = Callable[[dict], Answers]
 
 
 def raw(model: "PreTrainedModel", processor: "ProcessorMixin", max_new_tokens: int) -> Decoder:
     """Greedy generation up to the end-of-turn token, of at most `max_new_tokens` tokens.
 
-    The decoder takes a left-padded batch of inputs on the model's device and gives a text a row, without special tokens
-    in it. Greedy, and without a repetition penalty, which would punish the labels that the prompt lists.
+    The texts have no special tokens in them. Greedy, and without a repetition penalty, which would punish the labels
+    that the prompt lists.
     """
-    return lambda inputs: _generate(model, processor, inputs, max_new_tokens)
+    return lambda inputs: Answers(_generate(model, processor, inputs, max_new_tokens))
+
+
+def most_probable(posterior: Posterior, task: Task) -> Decoder:
+    """The answer that gives the most probable label (of equals the first), with all labels' probabilities."""
+
+    def decode(inputs: dict) -> Answers:
+        probabilities = posterior(inputs)
+        best = probabilities.argmax(1).tolist()
+        return Answers([task.answer(task.labels[label]) for label in best], probabilities.tolist())
+
+    return decode
 
 
 def outlines(model: "PreTrainedModel", processor: "ProcessorMixin", task: Task) -> Decoder:
     """Greedy generation in which Outlines lets nothing through but the task's answers.
 
     The grammar is compiled once; Outlines then masks every step's logits for the whole batch. Greedy token by token is
-    not the same as the most probable label: a first token can win although every label it leads to is improbable.
+    not the same as the most probable label: see vlm/posterior.py.
     """
     import torch
     from outlines import from_transformers
@@ -34,11 +57,11 @@ def outlines(model: "PreTrainedModel", processor: "ProcessorMixin", task: Task) 
     # One token a byte is the longest way to write the longest answer; one more to end the turn.
     longest = max(len(task.answer(label).encode()) for label in task.labels) + 1
 
-    def decode(inputs: dict) -> list[str]:
+    def decode(inputs: dict) -> Answers:
         mask.reset()
         # Outlines wants its kernel compiled, which takes a C++ compiler and a minute; eager gives the same.
         with torch.compiler.set_stance("force_eager"):
-            return _generate(model, processor, inputs, longest, logits_processor=[mask])
+            return Answers(_generate(model, processor, inputs, longest, logits_processor=[mask]))
 
     return decode
 

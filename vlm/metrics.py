@@ -1,7 +1,8 @@
 """Predictions -> numbers with intervals, and the flat JSON files that DVC compares.
 
 `predictions` is a table with a row a sample: id, label (the truth), text (what the model wrote), predicted (a label, or
-null when the text is none). Every sample is in every denominator: a text that is no label is a wrong answer.
+null when the text is none), probabilities (a list over the task's labels, or null). Every sample is in every
+denominator: a text that is no label is a wrong answer.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from vlm.task import Task
@@ -60,6 +62,90 @@ def classification(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[s
         "balanced_accuracy": float(recall_score(truth, predicted, **averaged)),
         "macro_f1": float(f1_score(truth, predicted, **averaged)),
     }
+
+
+def structured(predictions: "pd.DataFrame", calibration: Path, labels: Sequence[str]) -> dict[str, float | int]:
+    """All that there is to say of answers that are labels; `calibration`: validation's predictions, if any."""
+    import pandas as pd
+
+    values = classification(predictions, labels) | posterior(predictions, labels)
+    return values | (calibrated(predictions, pd.read_parquet(calibration), labels) if calibration.exists() else {})
+
+
+def posterior(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, float]:
+    """What the labels' probabilities are worth; {} for predictions without any.
+
+    top_3_accuracy; log_loss in nats; brier_score, the squared distance between the probabilities and the truth, 0 to 2
+    (G. W. Brier, Monthly Weather Review 78 (1950), 1-3); calibration_error, the expected one, over 15 bins of equal
+    mass (as in M. Minderer et al., NeurIPS 2021); accuracy_at_C, the accuracy on the C % of samples of which the model
+    is surest.
+    """
+    import numpy as np
+    from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
+
+    if predictions["probabilities"].isna().any():
+        return {}
+    probabilities = np.stack(predictions["probabilities"].to_list())
+    truth = [labels.index(label) for label in predictions["label"]]
+    every = np.arange(len(labels))
+    if len(labels) == 1:
+        values = {"top_3_accuracy": 1.0, "log_loss": 0.0, "brier_score": 0.0}
+    else:
+        sure = {"top_3_accuracy": 1.0} if len(labels) <= 3 else {}
+        values = sure or {"top_3_accuracy": float(top_k_accuracy_score(truth, probabilities, k=3, labels=every))}
+        values["log_loss"] = float(log_loss(truth, probabilities, labels=every))
+        values["brier_score"] = float(brier_score_loss(truth, probabilities, labels=every, scale_by_half=False))
+    confidence, right = confidence_and_hits(predictions)
+    bins = reliability(confidence, right)
+    values["calibration_error"] = float(sum(n * abs(p - accuracy) for n, p, accuracy in bins) / len(right))
+    surest_first = np.argsort(-confidence, kind="stable")
+    for coverage in (50, 80, 90, 95):
+        kept = surest_first[: math.ceil(len(right) * coverage / 100)]
+        values[f"accuracy_at_{coverage}"] = float(right[kept].mean())
+    return values
+
+
+def calibrated(predictions: "pd.DataFrame", validation: "pd.DataFrame", labels: Sequence[str]) -> dict[str, float]:
+    """The probability metrics after temperature scaling, fitted on `validation` alone, as calibrated_<name>.
+
+    The labels' probabilities become proportional to p ** (1 / temperature), where temperature minimises the log loss of
+    the validation split (C. Guo et al., ICML 2017). Which label is the most probable does not change.
+    """
+    import numpy as np
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def scaled(table: "pd.DataFrame", temperature: float) -> np.ndarray:
+        tiny = np.finfo(np.float64).tiny  # of a probability that is too small for a float, too
+        logarithms = np.log(np.maximum(np.stack(table["probabilities"].to_list()), tiny))
+        return log_softmax(logarithms / temperature, axis=1)
+
+    truth = np.array([labels.index(label) for label in validation["label"]])
+
+    def validation_loss(log_temperature: float) -> float:
+        return -float(scaled(validation, math.exp(log_temperature))[np.arange(len(truth)), truth].mean())
+
+    temperature = math.exp(minimize_scalar(validation_loss, bounds=(-5, 5), method="bounded").x)
+    after = posterior(predictions.assign(probabilities=list(np.exp(scaled(predictions, temperature)))), labels)
+    kept = ("log_loss", "brier_score", "calibration_error")
+    return {"temperature": temperature} | {f"calibrated_{name}": after[name] for name in kept}
+
+
+def confidence_and_hits(predictions: "pd.DataFrame") -> "tuple[np.ndarray, np.ndarray]":
+    """(samples,) the probability of the predicted label, and whether it is right."""
+    import numpy as np
+
+    confidence = np.array([max(probabilities) for probabilities in predictions["probabilities"]])
+    return confidence, (predictions["label"] == predictions["predicted"]).to_numpy(bool)
+
+
+def reliability(confidence: "np.ndarray", right: "np.ndarray", bins: int = 15) -> list[tuple[int, float, float]]:
+    """(samples, mean confidence, accuracy) of each of `bins` bins with as equal a number of samples as can be."""
+    import numpy as np
+
+    order = np.argsort(confidence, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return [(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
 
 
 def lenient(predictions: "pd.DataFrame", task: "Task") -> dict[str, float]:

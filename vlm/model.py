@@ -1,5 +1,6 @@
 """Loads a model with its processor and, if given, an adapter."""
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING
 from vlm import pin
 from vlm.errors import InputError
 from vlm.params import ImageParams, ModelConfig
+from vlm.task import Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from PIL import Image
+    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 
 def load(
@@ -19,8 +22,10 @@ def load(
 ) -> tuple["PreTrainedModel", "ProcessorMixin"]:
     """The model in evaluation mode on this machine's GPU, if it has one, else its CPU; and the processor, left-padding.
 
-    Raises InputError for a pinned model that has changed, weights that are no safetensors, or an adapter that is none.
+    Raises InputError for a pinned model that has changed, or an adapter that is none or another model's.
     """
+    if adapter is not None:
+        _verify_adapter(adapter, config)
     quiet_libraries()
     import torch
     from transformers import AutoModelForImageTextToText
@@ -36,10 +41,17 @@ def load(
     if adapter is not None:
         from peft import PeftModel
 
-        if not Path(adapter, "adapter_config.json").exists():
-            raise InputError(f"{adapter}: is no adapter, it has no adapter_config.json; `dvc repro finetune` makes one")
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.to(device()).eval(), processor
+
+
+def _verify_adapter(adapter: str, config: ModelConfig) -> None:
+    file = Path(adapter, "adapter_config.json")
+    if not file.exists():
+        raise InputError(f"{adapter}: is no adapter, it has no {file.name}; `dvc repro finetune` makes one")
+    base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if base != config.id:
+        raise InputError(f"{file}: base_model_name_or_path: {base!r} is not the model {config.name}, {config.id!r}")
 
 
 def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
@@ -63,6 +75,18 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
         # Equal bounds break for pictures that are not square.
         processor.image_processor.min_image_tokens = image.max_tokens // 2
     return processor
+
+
+def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]") -> "BatchFeature":
+    """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU."""
+    prompt = processor.apply_chat_template(task.conversation(), add_generation_prompt=True, tokenize=False)
+    return processor(
+        images=[[image] for image in images],
+        text=[prompt] * len(images),
+        padding=True,
+        add_special_tokens=False,  # the chat template has written them
+        return_tensors="pt",
+    )
 
 
 def hub_revision(config: ModelConfig) -> str | None:

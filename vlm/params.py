@@ -57,6 +57,12 @@ class EvaluationParams(Frozen):
     max_new_tokens: int = Field(gt=0)
 
 
+class StructuredEvalParams(Frozen):
+    engine: Literal["posterior", "outlines"]
+    outlines_samples: int = Field(ge=0)
+    calibrate: bool
+
+
 class LoraParams(Frozen):
     modules: Pattern | None
     r: int = Field(gt=0)
@@ -81,6 +87,7 @@ class Params(Frozen):
     prepare: PrepareParams
     image: ImageParams
     evaluation: EvaluationParams
+    structured_eval: StructuredEvalParams
     finetune: FinetuneParams
 
 
@@ -188,4 +195,4 @@ def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         annotation = kind.model_fields[part].annotation
         kind = next(choice for choice in (annotation, *get_args(annotation)) if hasattr(choice, "model_fields"))
-    return [key for key in kind.model_fields if key != "name"]
+    return [field.alias or key for key, field in kind.model_fields.items() if key != "name"]

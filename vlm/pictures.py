@@ -32,9 +32,14 @@ def inspect(data: bytes) -> Inspection:
     return Inspection(hashlib.sha256(data).digest(), pixels.digest(), as_is)
 
 
+def upright(data: bytes) -> Image.Image:
+    """The picture as upright 8-bit RGB; of an animation, its first frame. Raises Unreadable."""
+    return _decode(data)[0]
+
+
 def upright_png(data: bytes) -> bytes:
-    """The picture as an upright 8-bit RGB PNG; of an animation, its first frame. Raises Unreadable."""
-    image, _ = _decode(data)
+    """The same as a PNG file. Raises Unreadable."""
+    image = upright(data)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

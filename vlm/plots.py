@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vlm import metrics
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
     from PIL import Image
@@ -43,6 +44,7 @@ _FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", 
 def write(directory: str | Path, predictions: "pd.DataFrame", labels: Sequence[str], data: str | Path) -> None:
     """Writes confusion.csv, top_confusions.csv, per_class.csv and mistakes.png into `directory`.
 
+    Of predictions with probabilities also reliability.csv and risk_coverage.csv.
     `predictions` is as in vlm.metrics, `data` the parquet file of the split that they are about. Raises ValueError if
     there are no predictions, or a label that is not one of `labels`.
     """
@@ -57,6 +59,11 @@ def write(directory: str | Path, predictions: "pd.DataFrame", labels: Sequence[s
     _to_csv(_top_confusions(truth, predicted), directory / "top_confusions.csv")
     _to_csv(_per_class(truth, answers, present), directory / "per_class.csv")
     _draw_mistakes(directory / "mistakes.png", predictions, data)
+    if predictions["probabilities"].notna().all():
+        confidence, right = metrics.confidence_and_hits(predictions)
+        bins = pd.DataFrame(metrics.reliability(confidence, right), columns=["samples", "confidence", "accuracy"])
+        _to_csv(bins.round(6), directory / "reliability.csv")
+        _to_csv(_risk_coverage(confidence, right), directory / "risk_coverage.csv")
 
 
 def samples(path: str | Path, data: str | Path, labels: Sequence[str], count: int = 64) -> None:
@@ -133,6 +140,16 @@ def _top_confusions(actual: list[str], predicted: list[str]) -> "pd.DataFrame":
     rows = [(f"{a} → {p}", count, round(count / samples[a], 6)) for (a, p), count in pairs.items()]
     rows.sort(key=lambda row: (-row[1], row[0]))
     return pd.DataFrame(rows[:_TOP], columns=["confusion", "count", "rate"])
+
+
+def _risk_coverage(confidence: "np.ndarray", right: "np.ndarray") -> "pd.DataFrame":
+    """The share of errors (risk) among the share of samples (coverage) of which the model is surest; 100 points."""
+    import numpy as np
+    import pandas as pd
+
+    errors = np.cumsum(~right[np.argsort(-confidence, kind="stable")])
+    kept = np.unique(np.ceil(len(right) * np.linspace(0.01, 1, 100)).astype(int))
+    return pd.DataFrame({"coverage": kept / len(right), "risk": errors[kept - 1] / kept}).round(6)
 
 
 def _per_class(truth: list[str], answers: list[str], present: list[str]) -> "pd.DataFrame":

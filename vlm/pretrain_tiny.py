@@ -232,9 +232,13 @@ def schedule(step: int, steps: int, warm_up: int = 100) -> float:
     return min((step + 1) / warm_up, (steps - step) / (steps - warm_up))
 
 
-def train_tower(tower: nn.Module, pictures: np.ndarray, labels: np.ndarray, classes: int, settings: Settings) -> None:
+def train_tower(config, pictures: np.ndarray, labels: np.ndarray, classes: int, settings: Settings) -> nn.Module:
     """Step 1: brand classification from the mean of the tower's last hidden states; `pictures` come easiest first."""
-    head = nn.Linear(128, classes)
+    from transformers import AutoModel
+
+    torch.manual_seed(settings.seed)  # here, so that step 2's vocabulary and layers do not change step 1
+    tower = AutoModel.from_config(config)
+    head = nn.Linear(config.hidden_size, classes)
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=0.05)
     rng = np.random.default_rng(settings.seed)
@@ -254,6 +258,7 @@ def train_tower(tower: nn.Module, pictures: np.ndarray, labels: np.ndarray, clas
         if (step + 1) % 100 == 0:
             print(f"tower {step + 1:5d}: loss {loss:.3f}, accuracy {right / seen:.3f}, {time.time() - start:.0f} s")
             right = seen = 0
+    return tower
 
 
 def sample_talk(brand: str, titles: list[str], rng: np.random.Generator) -> tuple[list[dict], str]:
@@ -335,7 +340,6 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     output, kept_tower = arguments.pop("output"), arguments.pop("tower")
     settings = Settings(**arguments)
-    torch.manual_seed(settings.seed)
 
     makers = list(load_task("car_badges").source.badges.icons.values())
     names = [*makers, *OTHER_BRANDS]
@@ -348,7 +352,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(names)} brands")
 
     if kept_tower and kept_tower.exists():
-        model.model.vision_tower.load_state_dict(torch.load(kept_tower, weights_only=True))
+        tower_weights = torch.load(kept_tower, weights_only=True)
     else:
         pictures, labels = render_pictures(
             names,
@@ -359,9 +363,10 @@ def main() -> None:
             settings.seed,
             0,
         )
-        train_tower(model.model.vision_tower, pictures, labels, len(names), settings)
+        tower_weights = train_tower(model.config.vision_config, pictures, labels, len(names), settings).state_dict()
         if kept_tower:
-            torch.save(model.model.vision_tower.state_dict(), kept_tower)
+            torch.save(tower_weights, kept_tower)
+    model.model.vision_tower.load_state_dict(tower_weights)
     pictures, labels = render_pictures(
         names,
         len(makers),

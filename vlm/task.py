@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -62,6 +62,9 @@ class Prompt(Frozen):
 
     system: str | None = None
     user: str
+    # Where the picture stands in the question. With `last`, all before it is the same for every picture, and structured
+    # evaluation runs it once.
+    image: Literal["first", "last"] = "first"
 
 
 class Task(Frozen):
@@ -78,6 +81,8 @@ class Task(Frozen):
     labels: tuple[str, ...] = Field(min_length=1, strict=False)
     aliases: dict[str, list[str]] = {}
     prompt: Prompt
+    # How the model is to give a label: {"pred_class": "LABEL"}, or the bare LABEL, which is fewer tokens.
+    answer_form: Literal["json", "label"] = Field(default="json", alias="answer")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Task":
@@ -121,13 +126,16 @@ class Task(Frozen):
         labels = "\n".join(self.labels)
         picture = {"type": "image"} if image is None else {"type": "image", "image": image}
         question = self.prompt.user.replace("{labels}", labels)
-        messages = [{"role": "user", "content": [picture, {"type": "text", "text": question}]}]
+        parts = [picture, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": parts if self.prompt.image == "first" else parts[::-1]}]
         if self.prompt.system is not None:
             messages.insert(0, {"role": "system", "content": self.prompt.system.replace("{labels}", labels)})
         return messages
 
     def answer(self, label: str) -> str:
         """The text of the model's turn that gives `label`."""
+        if self.answer_form == "label":
+            return label
         return json.dumps({"pred_class": label}, ensure_ascii=False)
 
     def parse(self, text: str) -> str | None:

@@ -6,6 +6,7 @@ from outlines_core import Guide, Index, Vocabulary
 from PIL import Image
 
 from vlm import decoding, model
+from vlm.posterior import Posterior
 from vlm.task import Task
 
 AWKWARD = ["Land", "Land Rover", "Rolls-Royce", "3 (three)", "a|b", "C++", 'say "hi"', "back\\slash", ".net", "Škoda"]
@@ -22,13 +23,13 @@ def loaded(tiny, image_params):
     return model.load(tiny, image_params)
 
 
-def inputs_for(processor, task, sizes):
+def pictures(sizes):
     rng = np.random.default_rng(0)
-    images = [[Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8))] for h, w in sizes]
-    prompt = processor.apply_chat_template(task.conversation(), add_generation_prompt=True, tokenize=False)
-    return processor(
-        images=images, text=[prompt] * len(sizes), padding=True, add_special_tokens=False, return_tensors="pt"
-    )
+    return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+
+
+def inputs_for(processor, task, sizes):
+    return model.encode(processor, task, pictures(sizes))
 
 
 def test_the_grammar_is_exactly_the_answers_for_python_and_for_outlines(awkward):
@@ -54,13 +55,13 @@ def test_constrained_answers_are_labels_whatever_the_picture(loaded, task):
     decode = decoding.outlines(vlm, processor, task)
     inputs = inputs_for(processor, task, [(128, 128)] * 5)
     for _ in range(2):  # the second batch finds the grammar as the first did
-        texts = decode(inputs)
+        texts = decode(inputs).texts
         assert all(text in {task.answer(label) for label in task.labels} for text in texts)
 
 
 def test_labels_with_quotes_brackets_and_emoji_can_be_answered(loaded, awkward):
     vlm, processor = loaded
-    texts = decoding.outlines(vlm, processor, awkward)(inputs_for(processor, awkward, [(128, 128)] * 3))
+    texts = decoding.outlines(vlm, processor, awkward)(inputs_for(processor, awkward, [(128, 128)] * 3)).texts
     assert all(awkward.parse(text) in awkward.labels for text in texts)
 
 
@@ -71,16 +72,21 @@ def test_a_batch_of_mixed_sizes_answers_as_its_samples_do_alone(loaded, task, co
     decode = decoding.outlines(vlm, processor, task) if constrained else decoding.raw(vlm, processor, 12)
     batch = inputs_for(processor, task, sizes)
     assert batch["attention_mask"].min() == 0  # the sizes differ in image tokens, so there is padding
-    rng = np.random.default_rng(0)
-    prompt = processor.apply_chat_template(task.conversation(), add_generation_prompt=True, tokenize=False)
-    alone = []
-    for h, w in sizes:
-        image = Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8))
-        alone += decode(processor(images=[[image]], text=[prompt], add_special_tokens=False, return_tensors="pt"))
-    assert decode(batch) == alone
+    alone = [decode(model.encode(processor, task, [picture])).texts[0] for picture in pictures(sizes)]
+    assert decode(batch).texts == alone
+
+
+def test_the_most_probable_label_is_the_answer(loaded, task):
+    vlm, processor = loaded
+    answers = decoding.most_probable(Posterior(vlm, processor, task), task)(
+        inputs_for(processor, task, [(128, 128)] * 5)
+    )
+    for text, probabilities in zip(answers.texts, answers.probabilities, strict=True):
+        assert len(probabilities) == len(task.labels)
+        assert text == task.answer(task.labels[int(np.argmax(probabilities))])
 
 
 def test_free_text_ends_with_the_turn(loaded, task):
     vlm, processor = loaded
-    texts = decoding.raw(vlm, processor, 32)(inputs_for(processor, task, [(128, 128)] * 3))
+    texts = decoding.raw(vlm, processor, 32)(inputs_for(processor, task, [(128, 128)] * 3)).texts
     assert all(text and "<|" not in text and "\n" not in text.strip() for text in texts)

@@ -94,6 +94,104 @@ def test_predictions_mean_the_same_after_a_round_trip_through_parquet(tmp_path):
     assert metrics.compare(again, predictions)["accuracy_gain"] == 0
 
 
+# Probabilities
+
+
+def sure(*rows):
+    """Predictions over a, b, c from (truth, probabilities)."""
+    labels = "abc"
+    predictions = table(*((truth, labels[int(np.argmax(p))]) for truth, p in rows))
+    return predictions.assign(probabilities=[list(p) for _, p in rows])
+
+
+def test_probability_metrics_by_hand():
+    rows = [("a", (0.9, 0.1, 0.0)), ("b", (0.6, 0.4, 0.0)), ("c", (0.3, 0.2, 0.5)), ("a", (0.2, 0.8, 0.0))]
+    values = metrics.posterior(sure(*rows), list("abc"))
+    assert values["top_3_accuracy"] == 1
+    assert values["log_loss"] == pytest.approx(-np.log([0.9, 0.4, 0.5, 0.2]).mean())
+    brier = [0.01 + 0.01, 0.36 + 0.36, 0.09 + 0.04 + 0.25, 0.64 + 0.64]
+    assert values["brier_score"] == pytest.approx(np.mean(brier))
+    # Fewer samples than bins: a bin a sample
+    gaps = [abs(1 - 0.9), abs(0 - 0.6), abs(1 - 0.5), abs(0 - 0.8)]
+    assert values["calibration_error"] == pytest.approx(np.mean(gaps))
+    # From sure to unsure: right, wrong, wrong, right
+    assert values["accuracy_at_50"] == 0.5
+    assert values["accuracy_at_80"] == values["accuracy_at_95"] == 0.5
+    assert metrics.posterior(sure(*rows[:1]), list("abc"))["accuracy_at_50"] == 1
+
+
+def random_posterior(rng, samples, labels, sharpness=1.0):
+    logits = rng.normal(size=(samples, len(labels))) * 2
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = [labels[rng.choice(len(labels), p=row)] for row in p]
+    scaled = p**sharpness / (p**sharpness).sum(1, keepdims=True)
+    predictions = table(*zip(truth, [labels[i] for i in scaled.argmax(1)], strict=True))
+    return predictions.assign(probabilities=list(scaled))
+
+
+def test_top_three_and_coverage():
+    rng, labels = np.random.default_rng(0), list("abcdefgh")
+    predictions = random_posterior(rng, 400, labels)
+    values = metrics.posterior(predictions, labels)
+    p = np.stack(predictions["probabilities"])
+    truth = np.array([labels.index(label) for label in predictions["label"]])
+    among = (np.argsort(-p, axis=1)[:, :3] == truth[:, None]).any(axis=1)
+    assert values["top_3_accuracy"] == pytest.approx(among.mean())
+    right = p.argmax(1) == truth
+    for coverage in (50, 80, 90, 95):
+        surest = np.argsort(-p.max(1))[: int(np.ceil(4 * coverage))]
+        assert values[f"accuracy_at_{coverage}"] == pytest.approx(right[surest].mean())
+    assert values["accuracy_at_50"] > right.mean()
+
+
+def test_honest_probabilities_have_a_small_calibration_error_and_sharpened_ones_a_large_one():
+    labels = list("abcdefgh")
+    honest = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels), labels)
+    sharp = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels, 3.0), labels)
+    assert honest["calibration_error"] < 0.03
+    assert sharp["calibration_error"] > 0.15
+
+
+def test_temperature_scaling_finds_the_sharpening_from_validation_alone():
+    labels = list("abcdefgh")
+    validation = random_posterior(np.random.default_rng(1), 4000, labels, 3.0)
+    predictions = random_posterior(np.random.default_rng(2), 4000, labels, 3.0)
+    values = metrics.calibrated(predictions, validation, labels)
+    assert values["temperature"] == pytest.approx(3, rel=0.05)
+    before = metrics.posterior(predictions, labels)
+    for name in ("log_loss", "brier_score", "calibration_error"):
+        assert values[f"calibrated_{name}"] < before[name]
+    # The test split's labels have no say.
+    mixed = predictions.assign(label=predictions["label"].sample(frac=1, random_state=0).to_numpy())
+    assert metrics.calibrated(mixed, validation, labels)["temperature"] == values["temperature"]
+
+
+def test_reliability_bins_have_equal_mass():
+    confidence = np.linspace(0, 1, 31)
+    bins = metrics.reliability(confidence, confidence > 0.5)
+    assert [n for n, _, _ in bins] == [3] + [2] * 14
+    assert [c for _, c, _ in bins] == sorted(c for _, c, _ in bins)
+    assert sum(n * c for n, c, _ in bins) / 31 == pytest.approx(confidence.mean())
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b"], ["a", "b", "c"]])
+def test_few_labels(labels):
+    predictions = table(*((label, label) for label in labels))
+    certain = predictions.assign(probabilities=list(np.eye(len(labels))))
+    values = metrics.posterior(certain, labels)
+    assert values["top_3_accuracy"] == values["accuracy_at_50"] == 1
+    assert values["log_loss"] == pytest.approx(0, abs=1e-9)
+    assert values["calibration_error"] == 0
+
+
+def test_without_probabilities_there_is_nothing_to_say_of_them(tmp_path):
+    predictions = table(("a", "a"), ("b", "a"))
+    assert metrics.posterior(predictions, ["a", "b"]) == {}
+    assert set(metrics.structured(predictions, tmp_path / "none.parquet", ["a", "b"])) == set(
+        metrics.classification(predictions, ["a", "b"])
+    )
+
+
 def test_classification_refuses_unknown_labels_and_no_samples():
     with pytest.raises(ValueError, match="'c', which is not one of the task's"):
         metrics.classification(table(("a", "c")), ["a", "b"])

@@ -14,6 +14,7 @@ compute: auto
 prepare: {train: 100, validation: null, test: 10}
 image: {max_tokens: null, splitting: false}
 evaluation: {batch_size: 8, max_new_tokens: 32}
+structured_eval: {engine: posterior, outlines_samples: 64, calibrate: false}
 finetune:
   epochs: 2
   learning_rate: null

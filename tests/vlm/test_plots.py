@@ -161,6 +161,23 @@ def test_samples_are_spread_over_the_labels(tmp_path, monkeypatch, data):
     assert [tile.lines[0][0] for tile in drawn[1][1]] == ["Acura", "smart"]
 
 
+def test_reliability_and_risk_coverage(predictions, data, tmp_path):
+    plots.write(tmp_path, predictions, LABELS, data)
+    assert not (tmp_path / "reliability.csv").exists()
+    certainty = np.linspace(1, 0.4, SAMPLES)  # the first sample is the surest
+    right = predictions["label"] == predictions["predicted"]
+    rows = [[p, *[(1 - p) / 3] * 3] for p in certainty]
+    plots.write(tmp_path, predictions.assign(probabilities=rows), LABELS, data)
+    bins = pd.read_csv(tmp_path / "reliability.csv")
+    assert bins["samples"].tolist() == [8] * 15
+    assert bins["accuracy"].mean() == pytest.approx(right.mean(), abs=1e-5)
+    curve = pd.read_csv(tmp_path / "risk_coverage.csv")
+    assert len(curve) == 100
+    assert curve["coverage"].is_monotonic_increasing
+    assert curve["risk"].iloc[-1] == pytest.approx(1 - right.mean(), abs=1e-6)
+    assert curve["risk"].iloc[49] == pytest.approx(1 - right[: SAMPLES // 2].mean(), abs=1e-6)
+
+
 def test_class_distribution(tmp_path):
     path = tmp_path / "plots" / "class_distribution.csv"
     plots.class_distribution(path, {"train": {"b": 2, "a, b": 1}, "test": {"b": 0, "a, b": 3}})

@@ -56,6 +56,21 @@ def test_the_answer_is_word_for_word_this(label, answer):
     assert makers.parse(answer) == label
 
 
+def test_a_bare_label_may_be_the_answer_and_is_parsed_as_is_the_json():
+    makers = task(answer="label")
+    assert makers.answer("Land Cruiser") == "Land Cruiser"
+    assert makers.parse("Land Cruiser") == makers.parse('{"pred_class": "Land Cruiser"}') == "Land Cruiser"
+    with pytest.raises(ValidationError, match="'json' or 'label'"):
+        task(answer="yaml")
+
+
+def test_the_picture_may_come_last():
+    makers = task(prompt={"user": "Which?", "image": "last"})
+    picture = object()
+    text, image = makers.conversation(picture)[-1]["content"]
+    assert (text["type"], image) == ("text", {"type": "image", "image": picture})
+
+
 # Parsing
 
 

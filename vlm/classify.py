@@ -1,0 +1,116 @@
+"""Labels, with probabilities, for pictures of your own: `python -m vlm.classify photo.jpg --adapter models/adapter`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm import model, pictures
+from vlm.errors import InputError, reported
+from vlm.params import Params, load_model, load_params, load_task
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A file's labels with their probabilities, the most probable first; or why it could not be read."""
+
+    file: Path
+    labels: list[tuple[str, float]]
+    error: str | None = None
+
+
+def classify(files: list[Path], params: Params, adapter: str | None = None) -> Iterator[Classification]:
+    """One for every file, in order, in batches of evaluation.batch_size. Raises InputError for a wrong model."""
+    import torch
+
+    from vlm.posterior import Posterior
+
+    loaded, processor = model.load(params.model, params.image, adapter)
+    posterior, task = Posterior(loaded, processor, params.task), params.task
+    # Pictures of all sizes are welcome: without padding where a shared prefix forbids it.
+    size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
+    for start in range(0, len(files), size):
+        batch = [(file, _read(file)) for file in files[start : start + size]]
+        images = [image for _, image in batch if not isinstance(image, str)]
+        probabilities = iter(())
+        if images:
+            inputs = model.encode(processor, task, images).to(loaded.device, loaded.dtype)
+            probabilities = iter(posterior(inputs))
+        for file, image in batch:
+            if isinstance(image, str):
+                yield Classification(file, [], image)
+                continue
+            p, order = torch.sort(next(probabilities), descending=True, stable=True)
+            labels = [task.labels[label] for label in order.tolist()]
+            yield Classification(file, list(zip(labels, p.tolist(), strict=True)))
+
+
+def _read(file: Path) -> "Image.Image | str":
+    """The picture, or why there is none."""
+    try:
+        return pictures.upright(file.read_bytes())
+    except pictures.Unreadable as error:
+        return str(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def find(paths: list[Path]) -> list[Path]:
+    """The files among `paths`, and the pictures, by their suffix, in the folders among them and below."""
+    from PIL import Image
+
+    suffixes = Image.registered_extensions()
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
+        if not inside:
+            raise InputError(f"{path}: has no pictures in it")
+        files += inside
+    return files
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m vlm.classify", description="Labels with probabilities for pictures."
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("--model", metavar="NAME", help="configs/models/NAME.yaml; params.yaml's unless given")
+    parser.add_argument("--task", metavar="NAME", help="configs/tasks/NAME.yaml; params.yaml's unless given")
+    parser.add_argument("--adapter", metavar="FOLDER", help="the fine-tuned model's, models/adapter; none unless given")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="labels to show of each picture (3)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON a picture")
+    asked = parser.parse_args()
+    if asked.top < 1:
+        raise InputError(f"--top: {asked.top} should be at least 1")
+    params = load_params()
+    chosen = {"model": load_model(asked.model)} if asked.model else {}
+    chosen |= {"task": load_task(asked.task)} if asked.task else {}
+    files = find(asked.paths)
+    failed = 0
+    for found in classify(files, params.model_copy(update=chosen), asked.adapter):
+        if found.error is not None:
+            failed += 1
+            print(f"error: {found.file}: {found.error}", file=sys.stderr)
+            continue
+        top = found.labels[: asked.top]
+        if asked.json:
+            labels = [{"label": label, "probability": float(f"{p:.6g}")} for label, p in top]
+            print(json.dumps({"file": str(found.file), "labels": labels}, ensure_ascii=False), flush=True)
+        else:
+            shown = ", ".join(f"{label} {p:.1%}" for label, p in top)
+            print(f"{found.file}: {shown}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    with reported():
+        sys.exit(main())
