@@ -19,7 +19,7 @@ _SHARE = 0.9  # of the memory that was free
 
 
 def propose(params: Params, data: str, adapter: str | None = None) -> int:
-    """The largest power of two, printed with what every size on the way took. At least 1."""
+    """The largest power of two; prints what every size on the way took, for a smaller one may be as fast."""
 
     from vlm.posterior import Posterior
 

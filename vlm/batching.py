@@ -54,15 +54,15 @@ class Loader:
     """Reads, decodes and preprocesses chosen rows of a split."""
 
     def __init__(self, data: str, processor: "ProcessorMixin", task: Task) -> None:
-        self._reader = dataset.Reader(data)
+        self.reader = dataset.Reader(data)
         self._processor = processor
         self._task = task
         self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def __call__(self, rows: Sequence[int]) -> "BatchFeature":
         """The model's inputs for `rows`, left-padded, on the CPU."""
-        files = [row.image for row in self._reader.rows(rows)]
-        return model.encode(self._processor, self._task, list(self._decoders.map(_decode, files)))
+        files = [row.image for row in self.reader.rows(rows)]
+        return model.encode(self._processor, self._task, list(self._decoders.map(decoded, files)))
 
 
 def ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
@@ -81,5 +81,6 @@ def ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U
             yield item, future.result()
 
 
-def _decode(file: bytes) -> Image.Image:
+def decoded(file: bytes) -> Image.Image:
+    """A stored picture, which is upright 8-bit RGB."""
     return Image.open(io.BytesIO(file)).convert("RGB")

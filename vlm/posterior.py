@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel, ProcessorMixin
 
-# Bytes that a repeated cache may take; more paths than fit go through one after the other.
-_CACHE_BUDGET = 1 << 30
+# As many paths go through at once as keep the repeated cache in so many bytes (measured on a CPU with 1,000 labels:
+# 64 MiB is 3.4 times as fast as 1 GiB), but never fewer than this.
+_CACHE_BUDGET = 64 << 20
+_FEWEST_AT_ONCE = 8
 
 
 def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
@@ -196,7 +198,7 @@ class Posterior:
         batch, device = len(mask), mask.device
         # Models with positions in a plane (Qwen's) keep how far the text's are from a count of tokens.
         deltas = next((d for m in self._model.modules() if (d := getattr(m, "rope_deltas", None)) is not None), None)
-        at_once = max(1, _CACHE_BUDGET // max(1, _size(cache)))
+        at_once = max(_FEWEST_AT_ONCE, _CACHE_BUDGET // max(1, _size(cache)))
         # Of like length, so that a step pads little
         order = sorted(range(len(self._trie.paths)), key=lambda path: len(self._trie.paths[path]))
         for start in range(0, len(order), at_once):
@@ -275,7 +277,7 @@ def _narrow_head(model: "PreTrainedModel", tokens: list[int]) -> "torch.nn.Linea
     import torch
 
     head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear):
+    if not isinstance(head, torch.nn.Linear) or not tokens:
         return None
     with torch.no_grad():
         narrow = torch.nn.Linear(head.in_features, len(tokens), bias=head.bias is not None, device="meta")

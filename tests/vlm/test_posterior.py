@@ -141,6 +141,7 @@ def test_paths_that_do_not_fit_at_once_go_through_one_after_the_other(load, monk
     task = task_of(AWKWARD)
     expected = ask(vlm, processor, task, pictures())
     monkeypatch.setattr(posterior, "_CACHE_BUDGET", 1)
+    monkeypatch.setattr(posterior, "_FEWEST_AT_ONCE", 1)
     assert (ask(vlm, processor, task, pictures()) - expected).abs().max() < 1e-5
 
 

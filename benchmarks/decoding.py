@@ -1,0 +1,154 @@
+"""Ways to ask "which of these labels?", side by side: `python -m benchmarks.decoding`.
+
+Images a second, image decoding and preprocessing included, and the time as a multiple of the bare prefill of the same
+batches (the model's forward over the same prompts, last position's logits only). The cases:
+
+- prefill: the forward alone, nothing decided; picture first, and picture last (`prompt.image`).
+- outlines_per_call: one Outlines call an image, `outlines.from_transformers(...)(chat, output_type)`, which compiles
+  the grammar each time: the way of the tutorial that this pipeline grew out of.
+- outlines_kept: one kept `outlines.Generator`, one image at a time.
+- outlines_batched: this pipeline's `engine: outlines`, in its batches.
+- posterior: this pipeline's `engine: posterior`. posterior_shared_prefix: the same with the picture last.
+- posterior_1000_labels: the task's 31 labels and 969 more, not in the prompt.
+
+Models: tiny with its own vocabulary, tiny with one of 65,536 tokens (as LFM2's; random new rows), and a model of
+LFM2-VL-450M's dimensions with random weights. Cases take turns; every case is warmed up by a batch (outlines_per_call
+by an image). Prints a table and writes benchmarks/decoding.json. Needs `dvc repro prepare`. About ten minutes.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.models import large_450m, with_vocabulary
+from vlm import batching, decoding, model
+from vlm.params import load_params
+from vlm.posterior import Posterior
+from vlm.task import Task
+
+DATA = "data/test.parquet"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    params = load_params()
+    tiny, processor = model.load(params.model, params.image)
+    wide, wide_processor = with_vocabulary(tiny, processor, 65_536)
+    large, large_processor = large_450m(wide_processor)
+    rows = []
+    rows += measure("tiny", tiny, processor, params.task, 32, 128, rounds, per_call=16)
+    rows += measure("tiny", wide, wide_processor, params.task, 32, 128, rounds, per_call=2)
+    rows += measure("450M dimensions", large, large_processor, params.task, 4, 4, rounds, per_call=0)
+    Path("benchmarks/decoding.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def measure(
+    name: str, vlm, processor, task: Task, batch_size: int, images: int, rounds: int, per_call: int
+) -> list[dict]:
+    """A row a case. `per_call`: how many images the case of one Outlines call an image gets; 0 leaves Outlines, and 1,000
+    labels, out."""
+    last = task.model_copy(update={"prompt": task.prompt.model_copy(update={"image": "last"})})
+    many = task.model_copy(update={"labels": (*task.labels, *more_labels(1000 - len(task.labels)))})
+    many = many.model_copy(update={"prompt": many.prompt.model_copy(update={"user": filled(task)})})
+    cases: dict[str, tuple[Callable[[], object], int]] = {}
+
+    def batched(asked: Task, decode: Callable[[dict], object]) -> Callable[[], None]:
+        load = batching.Loader(DATA, processor, asked)
+
+        def run() -> None:
+            batches = batching.plan([0] * images, batch_size)  # all badges have one size
+            for _, inputs in batching.ahead(load, batches):
+                decode(inputs.to(vlm.device, vlm.dtype))
+
+        return run
+
+    @torch.inference_mode()
+    def prefill(inputs: dict) -> None:
+        vlm(**inputs, use_cache=False, logits_to_keep=1)
+
+    cases["prefill"] = batched(task, prefill), images
+    cases["prefill, picture last"] = batched(last, prefill), images
+    cases["posterior"] = batched(task, Posterior(vlm, processor, task)), images
+    cases["posterior_shared_prefix"] = batched(last, Posterior(vlm, processor, last)), images
+    if per_call:
+        cases["posterior_1000_labels"] = batched(many, Posterior(vlm, processor, many)), images
+        cases["outlines_batched"] = batched(task, decoding.outlines(vlm, processor, task)), images
+        cases["outlines_kept"] = one_by_one(vlm, processor, task, per_call * 2, kept=True), per_call * 2
+        cases["outlines_per_call"] = one_by_one(vlm, processor, task, per_call, kept=False), per_call
+    seconds = dict.fromkeys(cases, 0.0)
+    for run, _ in cases.values():
+        run()  # warm up
+    for _ in range(rounds):
+        for case, (run, _) in cases.items():
+            began = time.perf_counter()
+            run()
+            seconds[case] += time.perf_counter() - began
+    vocabulary = vlm.get_input_embeddings().num_embeddings
+    rows = []
+    for case, (_, count) in cases.items():
+        an_image = seconds[case] / rounds / count
+        of_prefill = an_image / (seconds["prefill"] / rounds / images)
+        row = {
+            "case": case,
+            "model": name,
+            "vocabulary": vocabulary,
+            "images_per_second": float(f"{1 / an_image:.3g}"),
+            "ratio_to_prefill": float(f"{of_prefill:.3g}"),
+        }
+        print(
+            f"{name:16} {vocabulary:6} {case:24} {row['images_per_second']:8} images/s {of_prefill:8.2f} x prefill",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
+def one_by_one(vlm, processor, task: Task, images: int, kept: bool) -> Callable[[], None]:
+    """Outlines as its documentation has it, an image at a time."""
+    import outlines
+    from outlines.inputs import Chat, Image
+    from outlines.types import Regex
+
+    grammar = Regex(decoding.answers_regex(task))
+    wrapped = outlines.from_transformers(vlm, processor)
+    generator = outlines.Generator(wrapped, grammar) if kept else None
+    reader = batching.Loader(DATA, processor, task)
+
+    def run() -> None:
+        for row in range(images):
+            picture = batching.decoded(reader.reader.rows([row])[0].image)
+            picture.format = "PNG"  # Outlines asks for one
+            messages = task.conversation()
+            for part in messages[-1]["content"]:
+                if part["type"] == "image":
+                    part["image"] = Image(picture)
+            chat = Chat(messages)
+            with torch.compiler.set_stance("force_eager"):
+                if generator is not None:
+                    generator(chat, max_new_tokens=40)
+                else:
+                    outlines.from_transformers(vlm, processor)(chat, grammar, max_new_tokens=40)
+
+    return run
+
+
+def more_labels(count: int) -> list[str]:
+    """Names that share beginnings, as 1,000 real labels do."""
+    firsts = "North South East West New Old Great Little Upper Lower Fort Saint Port Mount Lake Cape Glen Kings".split()
+    seconds = "bury ford ham ton wick field bridge hill dale brook mouth stead worth ley mere combe gate haven".split()
+    thirds = ["", " Castle", " Cross", " Green", " Park"]
+    return [f"{a} {b.title()}{c}" for a in firsts for b in seconds for c in thirds][:count]
+
+
+def filled(task: Task) -> str:
+    return task.prompt.user.replace("{labels}", "\n".join(task.labels))
+
+
+if __name__ == "__main__":
+    main()
