@@ -11,6 +11,8 @@ batches (the model's forward over the same prompts, last position's logits only)
 - posterior: this pipeline's `engine: posterior`. posterior_shared_prefix: the same with the picture last.
 - posterior_1000_labels: the task's 31 labels and 969 more, not in the prompt.
 
+outlines_batched also says on how many images its label is the posterior's.
+
 Models: tiny with its own vocabulary, tiny with one of 65,536 tokens (as LFM2's; random new rows), and a model of
 LFM2-VL-450M's dimensions with random weights. Cases take turns; every case is warmed up by a batch (outlines_per_call
 by an image). Prints a table and writes benchmarks/decoding.json. Needs `dvc repro prepare`. About ten minutes.
@@ -51,8 +53,7 @@ def main() -> None:
 def measure(
     name: str, vlm, processor, task: Task, batch_size: int, images: int, rounds: int, per_call: int
 ) -> list[dict]:
-    """A row a case. `per_call`: how many images the case of one Outlines call an image gets; 0 leaves Outlines, and 1,000
-    labels, out."""
+    """A row a case. `per_call`: images for the case of one Outlines call an image; 0 leaves it, and 1,000 labels, out."""
     last = task.model_copy(update={"prompt": task.prompt.model_copy(update={"image": "last"})})
     many = task.model_copy(update={"labels": (*task.labels, *more_labels(1000 - len(task.labels)))})
     many = many.model_copy(update={"prompt": many.prompt.model_copy(update={"user": filled(task)})})
@@ -73,7 +74,7 @@ def measure(
         vlm(**inputs, use_cache=False, logits_to_keep=1)
 
     cases["prefill"] = batched(task, prefill), images
-    cases["prefill, picture last"] = batched(last, prefill), images
+    cases["prefill_picture_last"] = batched(last, prefill), images
     cases["posterior"] = batched(task, Posterior(vlm, processor, task)), images
     cases["posterior_shared_prefix"] = batched(last, Posterior(vlm, processor, last)), images
     if per_call:
@@ -106,7 +107,22 @@ def measure(
             flush=True,
         )
         rows.append(row)
+        if case == "outlines_batched":
+            row["agreement_with_posterior"] = agreement(vlm, processor, task, batch_size, images)
+            print(f"the same label as posterior: {row['agreement_with_posterior']:.1%} of {images} images", flush=True)
     return rows
+
+
+def agreement(vlm, processor, task: Task, batch_size: int, images: int) -> float:
+    """The share of images on which Outlines' greedy answer is the most probable label."""
+    load, same = batching.Loader(DATA, processor, task), 0
+    greedy = decoding.outlines(vlm, processor, task)
+    probable = decoding.most_probable(Posterior(vlm, processor, task), task)
+    for batch in batching.plan([0] * images, batch_size):
+        inputs = load(batch).to(vlm.device, vlm.dtype)
+        pairs = zip(greedy(inputs).texts, probable(inputs).texts, strict=True)
+        same += sum(task.parse(one) == task.parse(other) for one, other in pairs)
+    return same / images
 
 
 def one_by_one(vlm, processor, task: Task, images: int, kept: bool) -> Callable[[], None]:

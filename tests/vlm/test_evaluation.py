@@ -1,6 +1,9 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -143,3 +146,26 @@ def test_other_runtime_errors_are_bugs(job, tmp_path):
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run(job, tmp_path / "a")
     hook.remove()
+
+
+@pytest.mark.slow
+def test_ten_times_the_samples_take_no_more_memory(make_split, tmp_path):
+    split = make_split("test", 640)
+    code = """
+import json, sys
+from pathlib import Path
+from vlm.evaluation import Evaluation
+from vlm.params import load_params
+params = load_params()
+job = Evaluation(params.task, params.model, params.image, "posterior", 32, sys.argv[1])
+Path(sys.argv[2]).mkdir()
+job.run(Path(sys.argv[2]), lambda event: None)
+"""
+    peaks = []
+    for rows in (64, 640):
+        few = tmp_path / f"{rows}.parquet"
+        dataset.write(few, dataset.Reader(split).rows(range(rows)))
+        directory = tmp_path / str(rows)
+        subprocess.run([sys.executable, "-c", code, few, directory], check=True, cwd=Path(__file__).parents[2])
+        peaks.append(json.loads((directory / "runtime.json").read_text())["peak_memory_gb"])
+    assert peaks[1] < 1.2 * peaks[0]
