@@ -53,7 +53,7 @@ def main() -> None:
 def measure(
     name: str, vlm, processor, task: Task, batch_size: int, images: int, rounds: int, per_call: int
 ) -> list[dict]:
-    """A row a case. `per_call`: images for the case of one Outlines call an image; 0 leaves it, and 1,000 labels, out."""
+    """A row a case. `per_call`: images for one Outlines call an image; 0 leaves Outlines and 1,000 labels out."""
     last = task.model_copy(update={"prompt": task.prompt.model_copy(update={"image": "last"})})
     many = task.model_copy(update={"labels": (*task.labels, *more_labels(1000 - len(task.labels)))})
     many = many.model_copy(update={"prompt": many.prompt.model_copy(update={"user": filled(task)})})

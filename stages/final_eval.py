@@ -7,14 +7,15 @@ from vlm.errors import reported
 from vlm.params import load_params
 
 STAGE = "final_eval"
-ADAPTER = "models/adapter"
+ADAPTERS = {"best": "models/adapter", "last": "models/adapter_last"}
 
 
 def main() -> None:
     params = load_params()
     labels = params.task.labels
-    raw_job = evaluation.Evaluation.raw(params, adapter=ADAPTER)
-    job = evaluation.Evaluation.structured(params, adapter=ADAPTER)
+    adapter = ADAPTERS[params.final_eval.adapter]
+    raw_job = evaluation.Evaluation.raw(params, adapter=adapter)
+    job = evaluation.Evaluation.structured(params, adapter=adapter)
     with compute.run(raw_job, params.compute) as raw_result, compute.run(job, params.compute) as result:
         raw_predictions, _ = evaluation.save(raw_result, f"{STAGE}_raw")
         raw = metrics.classification(raw_predictions, labels)

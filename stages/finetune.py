@@ -24,8 +24,12 @@ def main() -> None:
         validation="data/validation.parquet",
     )
     with compute.run(job, params.compute, live=f"plots/{STAGE}") as result:
-        shutil.copytree(result / "adapter", "models/adapter", dirs_exist_ok=True)
-        shutil.copyfile(result / "modules.csv", f"plots/{STAGE}/modules.csv")
+        for name in ("adapter", "last"):
+            target = Path("models", "adapter" if name == "adapter" else "adapter_last")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(result / name, target)
+        for name in ("modules.csv", "checkpoints.csv"):
+            shutil.copyfile(result / name, f"plots/{STAGE}/{name}")
         Path("metrics/runtime").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(result / "runtime.json", f"metrics/runtime/{STAGE}.json")
         metrics.write(f"metrics/{STAGE}.json", json.loads((result / "metrics.json").read_text()))

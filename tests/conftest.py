@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm import badges, dataset
-from vlm.params import FinetuneParams, ImageParams, LoraParams, load_model, load_task
+from vlm.params import FinetuneParams, ImageParams, LearningRateScale, LoraParams, load_model, load_task
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,8 +41,21 @@ def image_params():
 
 @pytest.fixture
 def finetune_params():
-    lora = LoraParams(modules=None, r=4, alpha=8, dropout=0.1)
-    return FinetuneParams(epochs=1, learning_rate=None, batch_size=4, micro_batch=None, eval_steps=2, lora=lora)
+    lora = LoraParams(modules="language+projector", r=4, alpha=8, dropout=0.1, rslora=False, dora=False, bias="none")
+    return FinetuneParams(
+        epochs=1,
+        learning_rate=None,
+        lr_scale=LearningRateScale(language=1.0, projector=1.0, vision=1.0),
+        batch_size=4,
+        micro_batch=None,
+        eval_steps=2,
+        eval_samples=8,
+        select_by="accuracy",
+        patience=None,
+        balance="none",
+        augment="none",
+        lora=lora,
+    )
 
 
 @pytest.fixture

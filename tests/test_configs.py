@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm import badges
+from vlm import badges, lora
 from vlm.params import load_model, load_params, load_task
 
 ROOT = Path(__file__).parents[1]
@@ -67,15 +67,15 @@ def linear_layers() -> list[str]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_lora_goes_on_all_of_the_language_model_and_the_projector_and_on_nothing_else(name, linear_layers):
+def test_the_presets_of_lora_are_all_of_their_parts_and_nothing_else(name, linear_layers):
     """PEFT takes a string as a pattern that has to match a module's whole name."""
-    pattern = load_model(name).lora_modules
-    matched = {layer for layer in linear_layers if re.fullmatch(pattern, layer)}
-    wanted = {
-        layer for layer in linear_layers
-        if "vision_tower" not in layer and not layer.endswith(("lm_head", ".conv.conv"))
-    }  # fmt: skip
-    assert matched == wanted
-    assert {layer.rpartition(".")[2] for layer in matched} == set(
+    patterns = load_model(name).lora_modules
+    matched = {part: {layer for layer in linear_layers if re.fullmatch(patterns[part], layer)} for part in lora.PARTS}
+    wanted = [layer for layer in linear_layers if not layer.endswith(("lm_head", ".conv.conv", "patch_embedding"))]
+    assert matched == {part: {layer for layer in wanted if lora.part(layer) == part} for part in lora.PARTS}
+    assert {layer.rpartition(".")[2] for layer in matched["language"] | matched["projector"]} == set(
         "q_proj k_proj v_proj out_proj in_proj w1 w2 w3 linear_1 linear_2".split()
     )
+    for pattern in patterns.values():
+        assert pattern.startswith("^")
+        assert pattern.endswith("$")

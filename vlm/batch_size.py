@@ -11,7 +11,7 @@ import time
 
 import psutil
 
-from vlm import batching, dataset, evaluation, model
+from vlm import batching, dataset, evaluation, model, runtime
 from vlm.errors import reported
 from vlm.params import Params, load_params
 
@@ -37,7 +37,7 @@ def propose(params: Params, data: str, adapter: str | None = None) -> int:
         try:
             posterior(inputs.to(loaded.device, loaded.dtype))
         except RuntimeError as error:
-            if not evaluation.is_out_of_memory(error):
+            if not runtime.is_out_of_memory(error):
                 raise
             print(f"{size:6}: does not fit")
             break

@@ -185,7 +185,7 @@ class _Asking:
         try:
             return [(decode(inputs.to(self._model.device, self._model.dtype)), image_tokens)]
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not runtime.is_out_of_memory(error):
                 raise
         # Here, and not above, for the exception holds the tensors that did not fit.
         if len(rows) == 1:
@@ -193,7 +193,7 @@ class _Asking:
                 "params.yaml: evaluation.batch_size: not even one sample at a time fits into this device's memory; "
                 "image.max_tokens makes samples smaller"
             )
-        _free_memory()
+        runtime.free_memory()
         half = len(rows) // 2
         self._emit(Log(f"out of memory with {len(rows)} samples; going on with {half} at once"))
         return [part for some in (rows[:half], rows[half:]) for part in self._decode(some, load(some), load, decode)]
@@ -245,27 +245,6 @@ class _Record:
         self.rows.update(zip(entry["rows"], answers, strict=True))
         self.image_tokens += entry["image_tokens"]
         self.split_batches += entry["parts"] > 1
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    # torch has an exception of its own for accelerators, and for a CPU only these words.
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "not enough memory" in str(error)
-        or "allocate memory" in str(error)
-    )
-
-
-def _free_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _write_predictions(path: Path, task: Task, data: str, record: _Record) -> None:

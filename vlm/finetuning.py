@@ -2,22 +2,24 @@
 
 import csv
 import json
-import re
+import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm import runtime
+from vlm import dataset, lora, metrics, runtime
 from vlm.errors import InputError
 from vlm.events import Emit, Log, Progress, Scalars
 from vlm.params import FinetuneParams, ImageParams, ModelConfig
+from vlm.sampling import AugmentedRows, EpochSampler
 from vlm.task import Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
 
 # What the trainer's log calls a number -> what DVCLive calls it. Times and speeds differ between equal runs: left out.
 _SCALARS = {
@@ -25,16 +27,24 @@ _SCALARS = {
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
     "eval_loss": "eval/loss",
+    "eval_accuracy": "eval/accuracy",
+    "eval_log_loss": "eval/log_loss",
 }
+_CHECKPOINTS = [
+    *["step", "epoch", "train_loss", "eval_loss", "accuracy", "accuracy_low", "accuracy_high", "log_loss"],
+    *["learning_rate", "best"],
+]
+_PATTERN_KEY = "params.yaml: finetune.lora.modules"
+_DIVERGED = 20.0  # nats a token; a model that knows nothing of a 65k vocabulary has 11
 
 
 @dataclass(frozen=True)
 class FineTuning:
     """Trains a LoRA adapter on `train`, looking at `validation` as it goes.
 
-    Writes adapter/ (as PEFT loads it), modules.csv (the modules that LoRA was put on, with their parameters),
-    metrics.json and runtime.json. The loss is the mean cross-entropy of the answer's tokens, the end of the turn
-    included.
+    Writes adapter/ and last/ (the best checkpoint on validation and the last one, as PEFT loads them, with the
+    processor), modules.csv (what LoRA was put on), checkpoints.csv (a row a look at validation), metrics.json and
+    runtime.json. The loss is the mean cross-entropy of the answer's tokens, the end of the turn included.
     """
 
     task: Task
@@ -53,14 +63,60 @@ class FineTuning:
     def run(self, directory: Path, emit: Emit) -> None:
         """Trains, or goes on from the last complete checkpoint in `directory`; both end with the same adapter on a CPU.
 
-        Raises InputError for a pattern of modules that matches none, or parts of a module.
+        Raises InputError for a pattern of modules that matches none or parts of what it names, and for a loss that
+        diverges; the checkpoints before it stay.
         """
         started = time.perf_counter()
+        emit = _once(emit)
+        at_once = self.finetune.micro_batch or self.finetune.batch_size
+        while True:
+            try:
+                trainer, processor, modules, done_before = self._train(directory, at_once, emit)
+                break
+            except RuntimeError as error:
+                if not runtime.is_out_of_memory(error):
+                    raise
+            # Here, and not above, for the exception holds the tensors that did not fit.
+            if at_once == 1:
+                raise InputError(
+                    "params.yaml: finetune.micro_batch: not even one sample at once fits into this device's memory; "
+                    "image.max_tokens makes samples smaller"
+                )
+            at_once = max(n for n in range(1, at_once // 2 + 1) if self.finetune.batch_size % n == 0)
+            runtime.free_memory()
+            emit(Log(f"out of memory; going on with {at_once} samples at once, as many as before to a step"))
+        state = trainer.state
+        best = directory / "checkpoints" / f"checkpoint-{state.best_global_step}"
+        last = directory / "checkpoints" / f"checkpoint-{state.global_step}"
+
+        looks = self._looks(state)
+        (chosen,) = [look for look in looks if look["step"] == state.best_global_step]
+        for source, name in ((best, "adapter"), (last, "last")):
+            self._save_adapter(source, directory / name, processor, looks[-1] if name == "last" else chosen)
+        _write_csv(directory / "modules.csv", self._report(modules))
+        _write_csv(directory / "checkpoints.csv", [{name: look[name] for name in _CHECKPOINTS} for look in looks])
+        values = {
+            "steps": state.global_step,
+            "best_step": state.best_global_step,
+            "train_loss": looks[-1]["train_loss"],
+            "eval_loss": chosen["eval_loss"],
+            "validation_accuracy": chosen["accuracy"],
+            "validation_accuracy_low": chosen["accuracy_low"],
+            "validation_accuracy_high": chosen["accuracy_high"],
+            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "lora_modules": len(modules),
+        }
+        (directory / "metrics.json").write_text(json.dumps(values))
+        samples = (state.global_step - done_before) * self.finetune.batch_size
+        runtime.write(directory / "runtime.json", runtime.measured(samples, time.perf_counter() - started))
+
+    def _train(self, directory: Path, at_once: int, emit: Emit) -> tuple[Any, "ProcessorMixin", dict, int]:
+        """The trainer after training, the processor, the modules that LoRA is on, and the steps of earlier runs."""
         from vlm import model
 
         loaded, processor = model.load(self.model, self.image)
         modules = self.lora_modules(loaded)
-        trainer = self.trainer(loaded, processor, directory / "checkpoints", emit)
+        trainer = self.trainer(loaded, processor, directory / "checkpoints", emit, at_once)
         checkpoint = last_checkpoint(directory / "checkpoints")
         done_before = 0
         if checkpoint:
@@ -70,71 +126,31 @@ class FineTuning:
             for entry in state["log_history"]:
                 _emit_scalars(entry, emit)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self._save_adapter(trainer.model, directory / "adapter")
-
-        with (directory / "modules.csv").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["module", "in_features", "out_features", "trainable_parameters"])
-            rank = self.finetune.lora.r
-            for name, layer in modules.items():
-                size = rank * (layer.in_features + layer.out_features)
-                writer.writerow([name, layer.in_features, layer.out_features, size])
-        history = trainer.state.log_history
-        metrics = {
-            "steps": trainer.state.global_step,
-            "train_loss": [entry["loss"] for entry in history if "loss" in entry][-1],
-            "eval_loss": [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1],
-            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-            "lora_modules": len(modules),
-        }
-        (directory / "metrics.json").write_text(json.dumps(metrics))
-        samples = (trainer.state.global_step - done_before) * self.finetune.batch_size
-        runtime.write(directory / "runtime.json", runtime.measured(samples, time.perf_counter() - started))
+        return trainer, processor, modules, done_before
 
     def lora_modules(self, model: "PreTrainedModel") -> dict[str, "torch.nn.Linear"]:
-        """The linear layers that the pattern matches, by name."""
-        import torch
+        """The linear layers that finetune.lora.modules names, by name. Raises InputError, see vlm.lora."""
+        return lora.matched_modules(model, self._pattern(model), _PATTERN_KEY)
 
-        pattern = self._pattern
-        matched = {name: layer for name, layer in model.named_modules() if re.fullmatch(pattern, name)}
-        if not matched:
-            examples = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)][:3]
-            raise InputError(
-                f"{self._pattern_key}: {pattern!r} matches no module of {self.model.id}, "
-                f"which has {', '.join(examples)}, ..."
-            )
-        for name, layer in matched.items():
-            if not isinstance(layer, torch.nn.Linear):
-                raise InputError(
-                    f"{self._pattern_key}: {pattern!r} matches {name}, a {type(layer).__name__}; "
-                    "only linear layers will do"
-                )
-        return matched
+    def _pattern(self, model: "PreTrainedModel") -> str:
+        return lora.pattern_for(model, self.finetune.lora.modules, self.model.lora_modules, _PATTERN_KEY)
 
-    @property
-    def _pattern(self) -> str:
-        pattern = self.finetune.lora.modules or self.model.lora_modules
-        if pattern is None:
-            raise InputError(
-                f"params.yaml: finetune.lora.modules: is null, and configs/models/{self.model.name}.yaml has no "
-                "lora_modules; give a regular expression over module names"
-            )
-        return pattern
-
-    @property
-    def _pattern_key(self) -> str:
-        if self.finetune.lora.modules:
-            return "params.yaml: finetune.lora.modules"
-        return f"configs/models/{self.model.name}.yaml: lora_modules"
-
-    def trainer(self, model: "PreTrainedModel", processor: Any, directory: Path, emit: Emit) -> Any:
+    def trainer(
+        self,
+        model: "PreTrainedModel",
+        processor: "ProcessorMixin",
+        directory: Path,
+        emit: Emit,
+        at_once: int | None = None,
+    ) -> Any:
+        """TRL's trainer, ready to train; the model gets its LoRA layers. `at_once`: samples to a forward."""
         import torch
         from peft import LoraConfig
-        from transformers import PrinterCallback
-        from trl import SFTConfig, SFTTrainer
+        from transformers import EarlyStoppingCallback, PrinterCallback
+        from trl import SFTConfig
 
         params = self.finetune
-        micro_batch = params.micro_batch or params.batch_size
+        micro_batch = at_once or params.micro_batch or params.batch_size
         arguments = SFTConfig(
             output_dir=str(directory),
             num_train_epochs=params.epochs,
@@ -153,70 +169,321 @@ class FineTuning:
             max_length=None,  # cutting a prompt would cut image tokens off
             completion_only_loss=True,
             remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
             logging_steps=1,
+            logging_nan_inf_filter=False,
             eval_strategy="steps",
             eval_steps=params.eval_steps,
             save_strategy="steps",
             save_steps=params.eval_steps,
-            save_total_limit=2,
+            save_total_limit=2,  # and the best
+            metric_for_best_model=params.select_by.removeprefix("eval_"),
+            greater_is_better=params.select_by == "accuracy",
+            load_best_model_at_end=False,
             report_to=[],
             disable_tqdm=True,
             log_level="error",
         )
-        trainer = SFTTrainer(
+        callbacks = [_reporter(emit, self.seed)]
+        if params.patience is not None:
+            callbacks.append(EarlyStoppingCallback(params.patience))
+        knobs = params.lora
+        trainer = _trainer_class()(
             model=model,
             args=arguments,
-            train_dataset=self._samples(self.train, directory),
-            eval_dataset=self._samples(self.validation, directory),
+            data_collator=_Collator(processor, self.task),
+            train_dataset=_samples(self.train, directory),
+            eval_dataset=_samples(self.validation, directory),
             processing_class=processor,
             # A pattern stays as it is; PEFT would write a list in an order that changes from run to run.
             peft_config=LoraConfig(
-                r=params.lora.r,
-                lora_alpha=params.lora.alpha,
-                lora_dropout=params.lora.dropout,
-                target_modules=self._pattern,
+                r=knobs.r,
+                lora_alpha=knobs.alpha,
+                lora_dropout=knobs.dropout,
+                target_modules=self._pattern(model),
+                use_rslora=knobs.rslora,
+                use_dora=knobs.dora,
+                bias=knobs.bias,
                 task_type="CAUSAL_LM",
             ),
-            callbacks=[_reporter(emit)],
+            callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
+        _, labels = dataset.ids_and_labels(self.train)
+        trainer.train_dataset = AugmentedRows(trainer.train_dataset, params.augment, self.task.flip, self.seed)
+        trainer.train_sampler = EpochSampler(labels, params.balance, self.seed)
+        trainer.lr_scale = params.lr_scale
+        trainer.validate = lambda: self._validate(trainer.model, processor, micro_batch)
         return trainer
 
-    def _samples(self, data: str, directory: Path) -> Any:
-        """The split as TRL's conversational prompt and completion, pictures decoded when they are asked for."""
-        from datasets import Dataset
+    def _validate(self, model: Any, processor: "ProcessorMixin", at_once: int) -> dict[str, float]:
+        """What the posterior says of a part of validation: accuracy with its interval, and log loss."""
+        import numpy as np
+        import torch
 
-        prompt, answer = self.task.conversation(), self.task.answer
+        from vlm import batching
+        from vlm.posterior import Posterior
 
-        def to_rows(columns: dict[str, list]) -> dict[str, list]:
-            return {
-                "images": [[image.convert("RGB")] for image in columns["image"]],
-                "prompt": [prompt] * len(columns["label"]),
-                "completion": [[{"role": "assistant", "content": answer(label)}] for label in columns["label"]],
+        rows = validation_rows(self.validation, self.finetune.eval_samples, self.seed)
+        inner = model.get_base_model()
+        _, labels = dataset.ids_and_labels(self.validation)
+        truth = np.array([self.task.labels.index(labels[row]) for row in rows])
+        load = batching.Loader(self.validation, processor, self.task)
+        training = model.training
+        model.eval()
+        ask = Posterior(inner, processor, self.task)
+        # A batch at most as large as a training step's, which is known to fit
+        size = 1 if ask.wants_equal_lengths else at_once
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        found = [ask(load(batch).to(inner.device, inner.dtype)) for batch in batches]
+        model.train(training)
+        probabilities = torch.cat(found).numpy()
+        right = int((probabilities.argmax(1) == truth).sum())
+        low, high = metrics.wilson(right, len(rows))
+        of_truth = np.maximum(probabilities[np.arange(len(rows)), truth], np.finfo(np.float64).tiny)
+        return {
+            "accuracy": right / len(rows),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "log_loss": float(-np.log(of_truth).mean()),
+        }
+
+    def _looks(self, state: Any) -> list[dict]:
+        """The looks at validation, from the trainer's log; one a step (the last may be logged twice after a resume)."""
+        looks, train_loss, rate = {}, math.nan, math.nan
+        for entry in state.log_history:
+            if "loss" in entry:
+                train_loss, rate = entry["loss"], entry["learning_rate"]
+            if "eval_loss" in entry:
+                look = {name: entry.get(f"eval_{name}") for name in _CHECKPOINTS}
+                look |= {"step": entry["step"], "epoch": round(entry["epoch"], 6), "eval_loss": entry["eval_loss"]}
+                look |= {"train_loss": train_loss, "learning_rate": rate}
+                looks[entry["step"]] = look | {"best": int(entry["step"] == state.best_global_step)}
+        return list(looks.values())
+
+    def _report(self, modules: dict[str, "torch.nn.Linear"]) -> list[dict]:
+        """A row a matched module: its part, its size and what LoRA trains of it."""
+        rank = self.finetune.lora.r
+        return [
+            {
+                "module": name,
+                "part": lora.part(name),
+                "in_features": layer.in_features,
+                "out_features": layer.out_features,
+                "trainable_parameters": rank * (layer.in_features + layer.out_features),
             }
+            for name, layer in modules.items()
+        ]
 
-        rows = Dataset.from_parquet(data, cache_dir=str(directory / "datasets"))
-        return rows.with_transform(to_rows)
-
-    def _save_adapter(self, model: Any, directory: Path) -> None:
+    def _save_adapter(self, checkpoint: Path, directory: Path, processor: "ProcessorMixin", look: dict) -> None:
+        """The checkpoint's adapter as PEFT loads it, the processor, and a model card."""
         from vlm import model as loading
 
-        model.peft_config["default"].revision = loading.hub_revision(self.model)
         shutil.rmtree(directory, ignore_errors=True)
-        model.save_pretrained(directory)
-        (directory / "README.md").unlink()  # PEFT's empty template of a model card
+        directory.mkdir()
+        shutil.copyfile(checkpoint / "adapter_model.safetensors", directory / "adapter_model.safetensors")
+        config = json.loads((checkpoint / "adapter_config.json").read_text())
+        config["revision"] = loading.hub_revision(self.model)  # PEFT would load the base at main
+        (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        processor.save_pretrained(directory)
+        (directory / "README.md").write_text(self._model_card(look), encoding="utf-8")
+
+    def _model_card(self, look: dict) -> str:
+        from huggingface_hub import ModelCard, ModelCardData
+
+        revision = self.model.revision or "not pinned"
+        data = ModelCardData(
+            base_model=self.model.id,
+            library_name="peft",
+            pipeline_tag="image-text-to-text",
+            tags=["lora", "image-classification", self.task.name],
+        )
+        knobs = json.dumps(self.finetune.model_dump(mode="json"), indent=2)
+        low, high = look["accuracy_low"], look["accuracy_high"]
+        text = f"""\
+---
+{data.to_yaml()}
+---
+
+# {self.model.id}, fine-tuned for {self.task.name}
+
+A LoRA adapter that answers one of {len(self.task.labels)} labels. Base model: `{self.model.id}`, revision `{revision}`;
+its license holds for what is made with it.
+
+On validation, answers constrained to the labels: accuracy {look["accuracy"]:.1%} ({low:.1%} to {high:.1%}, Wilson 95 %),
+loss {look["eval_loss"]:.4f} nats a token, at step {look["step"]}. The test split was not looked at.
+
+Training data: sha256 `{_sha256(self.train)}`. Seed {self.seed}. Parameters:
+
+```json
+{knobs}
+```
+
+Prompt:
+
+```
+{self.task.prompt.system or "(no system prompt)"}
+
+{self.task.prompt.user}
+```
+
+Labels: {", ".join(self.task.labels)}. An answer reads `{self.task.answer(self.task.labels[0])}`.
+"""
+        return str(ModelCard(text))
+
+
+def validation_rows(data: str, count: int, seed: int) -> list[int]:
+    """`count` rows of a split (all, if it has fewer), spread over the labels as evenly as can be."""
+    import numpy as np
+
+    _, labels = dataset.ids_and_labels(data)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    seen: dict[str, int] = {}
+    rank = {}
+    for row in order.tolist():
+        rank[row] = seen[labels[row]] = seen.get(labels[row], 0) + 1
+    return sorted(sorted(order.tolist(), key=lambda row: rank[row])[:count])
+
+
+def _samples(data: str, directory: Path) -> Any:
+    """The split's pictures and labels, decoded when they are asked for."""
+    from datasets import Dataset
+
+    return Dataset.from_parquet(data, cache_dir=str(directory / "datasets"))
+
+
+class _Collator:
+    """Rows -> a batch whose prompts end, and whose answers begin, at one position: padded left and right of it.
+
+    The same tokens as evaluation sees (vlm.model.encode) and vlm.posterior takes for the answers. All supervised
+    positions are the last ones, so that the trainer computes no logits for the prompt's.
+    """
+
+    def __init__(self, processor: "ProcessorMixin", task: Task) -> None:
+        from vlm.posterior import turn_tokens
+
+        self._processor = processor
+        self._task = task
+        self._answers = dict(zip(task.labels, turn_tokens(processor, task), strict=True))
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        from vlm import model
+
+        batch = model.encode(self._processor, self._task, [row["image"].convert("RGB") for row in rows])
+        answers = [torch.tensor(self._answers[row["label"]]) for row in rows]
+        padding = self._processor.tokenizer.pad_token_id
+        ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(answer) for answer in answers])
+        real = torch.arange(ids.shape[1]) < lengths[:, None]
+        prompts = batch["input_ids"]
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in batch:
+                batch[name] = torch.cat([batch[name], torch.zeros_like(ids)], dim=1)
+        batch["input_ids"] = torch.cat([prompts, ids], dim=1)
+        batch["attention_mask"] = torch.cat([batch["attention_mask"], real.to(batch["attention_mask"].dtype)], dim=1)
+        batch["labels"] = torch.cat([torch.full_like(prompts, -100), ids.masked_fill(~real, -100)], dim=1)
+        return dict(batch)
+
+
+def _trainer_class() -> type:
+    import torch
+    from trl import SFTTrainer
+
+    class Trainer(SFTTrainer):
+        """SFTTrainer: logits for the answers only, rates by part, our sampler, accuracy on validation."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if inputs["input_ids"].is_cuda and not return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # TRL's fused head
+            labels = inputs.pop("labels")
+            width = int((labels != -100).any(0).sum())  # of the answers, which stand at the end
+            output = model(**inputs, use_cache=False, logits_to_keep=width + 1)
+            logits, target = output.logits[:, :-1].float(), labels[:, -width:]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
+            count = (target != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = loss / count
+            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes
+            return (loss, output) if return_outputs else loss
+
+        def _get_train_sampler(self, train_dataset=None):
+            return self.train_sampler
+
+        def create_optimizer(self, model=None):
+            optimizer = super().create_optimizer(model)
+            part_of = {id(p): lora.part(name) for name, p in self.model.named_parameters()}
+            groups = []
+            for group in optimizer.param_groups:
+                for part in lora.PARTS:
+                    chosen = [p for p in group["params"] if part_of[id(p)] == part]
+                    if chosen:
+                        rate = group["lr"] * getattr(self.lr_scale, part)
+                        groups.append({**group, "params": chosen, "lr": rate})
+            optimizer.param_groups = groups
+            return optimizer
+
+        def evaluate(self, *args, **kwargs):
+            self._found = {f"eval_{name}": value for name, value in self.validate().items()}
+            return super().evaluate(*args, **kwargs)
+
+        def log(self, logs, start_time=None):
+            if "eval_loss" in logs:
+                logs.update(self._found)  # in place: these are the metrics by which the best checkpoint is chosen
+            super().log(logs, start_time)
+
+    return Trainer
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _sha256(path: str) -> str:
+    import hashlib
+
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The latest checkpoint that was written to its end."""
-    complete = []
-    for checkpoint in directory.glob("checkpoint-*"):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())  # the trainer writes it last
-        except (OSError, ValueError):
-            continue
-        complete.append(checkpoint)
+    complete = [path for path in directory.glob("checkpoint-*") if _is_complete(path)]
     return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether nothing in it is missing or cut off: torch's files are zips and, as safetensors, know their length."""
+    import zipfile
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())  # the trainer writes it last
+        with safe_open(checkpoint / "adapter_model.safetensors", "pt"):
+            pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in checkpoint.glob(pattern))
+
+
+def _once(emit: Emit) -> Emit:
+    """Drops the scalars of a step that were seen before: what a resumed training replays or repeats."""
+    seen: set[tuple[int, str]] = set()
+
+    def forward(event: Any) -> None:
+        if isinstance(event, Scalars):
+            event = Scalars(event.step, {n: v for n, v in event.values.items() if (event.step, n) not in seen})
+            seen.update((event.step, name) for name in event.values)
+            if not event.values:
+                return
+        emit(event)
+
+    return forward
 
 
 def _emit_scalars(entry: dict, emit: Emit) -> None:
@@ -225,8 +492,8 @@ def _emit_scalars(entry: dict, emit: Emit) -> None:
         emit(Scalars(entry["step"], values))
 
 
-def _reporter(emit: Emit) -> Any:
-    """A trainer callback that turns steps and logs into events."""
+def _reporter(emit: Emit, seed: int) -> Any:
+    """A trainer callback that turns steps and logs into events, and stops at a loss that has diverged."""
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
@@ -236,9 +503,16 @@ def _reporter(emit: Emit) -> Any:
         def on_step_end(self, args, state, control, **kwargs):
             emit(Progress(state.global_step, state.max_steps, "step"))
             if state.global_step >= state.max_steps:
-                control.should_evaluate = True  # whatever eval_steps is, the end has a validation loss
+                # Whatever eval_steps is, the end has a look at validation and a checkpoint.
+                control.should_evaluate = control.should_save = True
 
         def on_log(self, args, state, control, logs=None, **kwargs):
+            loss = logs.get("loss")
+            if loss is not None and not (math.isfinite(loss) and loss < _DIVERGED):
+                raise InputError(
+                    f"params.yaml: finetune.learning_rate: the loss is {loss} at step {state.global_step} with a "
+                    f"learning rate of {logs['learning_rate']:.3g}: training diverged; a smaller one would do"
+                )
             _emit_scalars({**logs, "step": state.global_step}, emit)
 
     return Reporter()

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def load(
-    config: ModelConfig, image: ImageParams, adapter: str | None = None
+    config: ModelConfig, image: ImageParams, adapter: str | None = None, merged: bool = True
 ) -> tuple["PreTrainedModel", "ProcessorMixin"]:
     """The model in evaluation mode on this machine's GPU, if it has one, else its CPU; and the processor, left-padding.
+
+    An adapter is merged into the weights, which is faster, unless `merged` is false: then the model is PEFT's.
 
     Raises InputError for a pinned model that has changed, or an adapter that is none or another model's.
     """
@@ -41,7 +43,8 @@ def load(
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        model = PeftModel.from_pretrained(model, adapter)
+        model = model.merge_and_unload() if merged else model
     return model.to(device()).eval(), processor
 
 

@@ -33,7 +33,8 @@ class ModelConfig(Frozen):
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     runs_on_cpu: bool = False
     learning_rate: float = Field(default=0.0002, gt=0)
-    lora_modules: Pattern | None = None  # default of finetune.lora.modules
+    # Of LoRA's presets: a pattern over module names for each part; a part that is missing is read off the module tree.
+    lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
 
     @property
     def folder(self) -> Path | None:
@@ -64,19 +65,40 @@ class StructuredEvalParams(Frozen):
 
 
 class LoraParams(Frozen):
-    modules: Pattern | None
+    modules: Pattern = Field(min_length=1)
     r: int = Field(gt=0)
     alpha: int = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
+    rslora: bool
+    dora: bool
+    bias: Literal["none", "all", "lora_only"]
+
+
+class LearningRateScale(Frozen):
+    """Factors of the learning rate, by part of the model; 0 freezes a part's adapter."""
+
+    language: float = Field(ge=0)
+    projector: float = Field(ge=0)
+    vision: float = Field(ge=0)
 
 
 class FinetuneParams(Frozen):
     epochs: float = Field(gt=0)
     learning_rate: float | None = Field(gt=0)
+    lr_scale: LearningRateScale
     batch_size: int = Field(gt=0)
     micro_batch: int | None = Field(gt=0)
     eval_steps: int = Field(gt=0)
+    eval_samples: int = Field(gt=0)
+    select_by: Literal["accuracy", "eval_loss"]
+    patience: int | None = Field(gt=0)
+    balance: Literal["none", "sqrt", "uniform"]
+    augment: Literal["none", "light", "strong"]
     lora: LoraParams
+
+
+class FinalEvalParams(Frozen):
+    adapter: Literal["best", "last"]
 
 
 class Params(Frozen):
@@ -89,6 +111,7 @@ class Params(Frozen):
     evaluation: EvaluationParams
     structured_eval: StructuredEvalParams
     finetune: FinetuneParams
+    final_eval: FinalEvalParams
 
 
 def load_params(path: str = "params.yaml") -> Params:

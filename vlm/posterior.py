@@ -40,11 +40,10 @@ _CACHE_BUDGET = 64 << 20
 _FEWEST_AT_ONCE = 8
 
 
-def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
-    """The tokens of the turn that gives each label, up to and with the end-of-turn token, in the order of the labels.
+def turn_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
+    """The tokens of the model's whole turn that gives each label, in the order of the labels: what training supervises.
 
-    As in training (TRL's collator), the turn's text is what the chat template adds to the prompt, tokenised in one
-    piece. Raises InputError for labels that the tokenizer cannot tell apart.
+    The turn's text is what the chat template adds to the prompt, tokenised in one piece. It has an end-of-turn token.
     """
     tokenizer = processor.tokenizer
     prompt = task.conversation()
@@ -54,8 +53,14 @@ def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
         turn = {"role": "assistant", "content": [{"type": "text", "text": task.answer(label)}]}
         whole = processor.apply_chat_template([*prompt, turn], tokenize=False)
         ids = tokenizer(whole.removeprefix(before), add_special_tokens=False)["input_ids"]
-        end = tokenizer.eos_token_id
-        tokens.append([*ids[: ids.index(end)], end] if end in ids else [*ids, end])
+        tokens.append(ids if tokenizer.eos_token_id in ids else [*ids, tokenizer.eos_token_id])
+    return tokens
+
+
+def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
+    """The same up to and with the end-of-turn token. Raises InputError for labels that are equal in tokens."""
+    end = processor.tokenizer.eos_token_id
+    tokens = [ids[: ids.index(end) + 1] for ids in turn_tokens(processor, task)]
     first_with = {}
     for label, ids in zip(task.labels, tokens, strict=True):
         other = first_with.setdefault(tuple(ids), label)

@@ -1,4 +1,4 @@
-"""How long a job took and on what: numbers that differ between equal runs, kept apart from the metrics."""
+"""What a job took and on what, numbers that differ between equal runs and are kept apart from the metrics; memory."""
 
 import json
 import platform
@@ -32,3 +32,26 @@ def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
 
 def write(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch raised this for want of memory, of an accelerator or of the machine."""
+    import torch
+
+    # torch has an exception of its own for accelerators, and for a CPU only these words.
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in str(error)
+        or "allocate memory" in str(error)
+    )
+
+
+def free_memory() -> None:
+    """Gives what is no longer used back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

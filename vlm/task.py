@@ -81,6 +81,7 @@ class Task(Frozen):
     labels: tuple[str, ...] = Field(min_length=1, strict=False)
     aliases: dict[str, list[str]] = {}
     prompt: Prompt
+    flip: bool = False  # whether a mirrored picture is still of its label: not where there is writing
     # How the model is to give a label: {"pred_class": "LABEL"}, or the bare LABEL, which is fewer tokens.
     answer_form: Literal["json", "label"] = Field(default="json", alias="answer")
 

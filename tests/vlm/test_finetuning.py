@@ -1,12 +1,23 @@
 import dataclasses
+import hashlib
 import json
+import shutil
+from collections import Counter
+from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlm import model
+from vlm import batching, dataset, lora, model
 from vlm.errors import InputError
-from vlm.events import Scalars
-from vlm.finetuning import FineTuning, last_checkpoint
+from vlm.events import Log, Scalars
+from vlm.finetuning import FineTuning, last_checkpoint, validation_rows
+from vlm.params import LearningRateScale
 
 
 @pytest.fixture
@@ -33,10 +44,14 @@ def adapter(job, directory, emit=lambda event: None):
     return {file.name: file.read_bytes() for file in sorted((directory / "adapter").iterdir())}
 
 
-def test_only_the_answer_is_supervised(job, tmp_path, task):
+def a_batch(job, directory):
     loaded, processor = model.load(job.model, job.image)
-    trainer = job.trainer(loaded, processor, tmp_path, lambda event: None)
-    batch = next(iter(trainer.get_train_dataloader()))
+    trainer = job.trainer(loaded, processor, directory, lambda event: None)
+    return trainer, processor, next(iter(trainer.get_train_dataloader()))
+
+
+def test_only_the_answer_is_supervised(job, tmp_path, task):
+    _, processor, batch = a_batch(job, tmp_path)
     texts = set()
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         supervised = processor.tokenizer.decode(ids[labels != -100])
@@ -48,10 +63,64 @@ def test_only_the_answer_is_supervised(job, tmp_path, task):
     assert texts <= {task.answer(label) + "<|im_end|>\n" for label in task.labels}
 
 
+def test_training_sees_the_tokens_that_trl_would_make(job, tmp_path, task):
+    """Prompt and answer, as SFTTrainer's own collator tokenises conversational rows."""
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    trainer, processor, _ = a_batch(job, tmp_path)
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    ours = trainer.data_collator(rows)
+    theirs = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(
+        [
+            {
+                "images": [row["image"]],
+                "prompt": task.conversation(),
+                "completion": [{"role": "assistant", "content": task.answer(row["label"])}],
+            }
+            for row in rows
+        ]
+    )
+    for i in range(4):
+        real = [batch["input_ids"][i][batch["attention_mask"][i] == 1].tolist() for batch in (ours, theirs)]
+        supervised = [batch["labels"][i][batch["labels"][i] != -100].tolist() for batch in (ours, theirs)]
+        assert real[0] == real[1]
+        assert supervised[0] == supervised[1]
+
+
+def test_the_loss_is_the_plain_one_but_for_rounding(job, tmp_path):
+    """Value and gradients, against logits for every position."""
+    trainer, _, batch = a_batch(job, tmp_path)
+    trainer.model.eval()  # no dropout
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.zero_grad()
+    plain = trainer.model(**batch).loss
+    plain.backward()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert gradients
+    for name, p in trainer.model.named_parameters():
+        if p.requires_grad:
+            assert torch.allclose(gradients[name], p.grad, atol=1e-6), name
+
+
+def test_parts_have_learning_rates_of_their_own(job, tmp_path):
+    scale = LearningRateScale(language=1.0, projector=0.5, vision=0.25)
+    scaled = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"lr_scale": scale}))
+    trainer, _, _ = a_batch(with_modules(scaled, "language+projector+vision"), tmp_path)
+    optimizer = trainer.create_optimizer()
+    part_of = {id(p): lora.part(name) for name, p in trainer.model.named_parameters()}
+    rates = {(part_of[id(p)], group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    base = job.model.learning_rate
+    assert rates == {("language", base), ("projector", base / 2), ("vision", base / 4)}
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+
+
 def test_results(job, tmp_path):
     events = []
     files = adapter(job, tmp_path, events.append)
-    assert list(files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(files)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == 6
     table = (tmp_path / "modules.csv").read_text().splitlines()
@@ -65,7 +134,79 @@ def test_results(job, tmp_path):
         "train/learning_rate",
         "train/grad_norm",
         "eval/loss",
+        "eval/accuracy",
+        "eval/log_loss",
     }
+
+
+def test_the_best_checkpoint_on_validation_is_the_adapter_and_the_last_one_is_kept(job, tmp_path):
+    for select_by, best_of in (("accuracy", max), ("eval_loss", min)):
+        directory = tmp_path / select_by
+        chosen = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"select_by": select_by}))
+        adapter(chosen, directory)
+        table = pd.read_csv(directory / "checkpoints.csv")
+        assert table["step"].tolist() == [2, 4, 6]
+        best = best_of(table[select_by])
+        (row,) = table.index[table["best"] == 1]
+        assert row == table.index[table[select_by] == best][0]  # of equals the earlier
+        metrics = json.loads((directory / "metrics.json").read_text())
+        assert metrics["best_step"] == table["step"][row]
+        assert metrics["validation_accuracy"] == table["accuracy"][row]
+        assert (table["accuracy_low"] <= table["accuracy"]).all()
+        same = (directory / "adapter/adapter_model.safetensors").read_bytes() == (
+            directory / "last/adapter_model.safetensors"
+        ).read_bytes()
+        assert same == (metrics["best_step"] == 6)
+
+
+def test_the_adapter_loads_with_peft_and_transformers_alone(job, tmp_path):
+    adapter(job, tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(job.model.id, dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "adapter")
+    ours, _ = model.load(job.model, job.image, str(tmp_path / "adapter"))
+    rows = dataset.Reader(job.validation).rows([0, 1])
+    inputs = model.encode(processor, job.task, [batching.decoded(row.image) for row in rows])
+    with torch.inference_mode():
+        assert torch.allclose(plain(**inputs).logits, ours(**inputs).logits, atol=1e-4)
+
+
+def test_the_model_card_says_what_it_was_made_of(job, tmp_path):
+    adapter(job, tmp_path)
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert card.data.base_model == job.model.id
+    assert job.model.revision in card.text
+    assert hashlib.sha256(Path(job.train).read_bytes()).hexdigest() in card.text
+    table = pd.read_csv(tmp_path / "checkpoints.csv")
+    assert f"{table[table['best'] == 1]['accuracy'].item():.1%}" in card.text
+
+
+def test_training_stops_when_validation_no_longer_gets_better(job, tmp_path):
+    """With a learning rate of nothing, the first look stays the best."""
+    still = job.finetune.model_copy(update={"learning_rate": 1e-12, "patience": 1})
+    adapter(dataclasses.replace(job, finetune=still), tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["best_step"]) == (4, 2)
+
+
+def test_a_diverging_loss_ends_in_one_line_and_keeps_the_checkpoints(job, tmp_path):
+    wild = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"learning_rate": 1e4, "eval_steps": 1}))
+    with pytest.raises(InputError, match=r"finetune\.learning_rate: the loss is .* at step \d with a learning rate of"):
+        adapter(wild, tmp_path)
+    assert last_checkpoint(tmp_path / "checkpoints") is not None
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_validation_rows_are_spread_over_the_labels(job, make_split):
+    split = make_split("train", 60)
+    _, labels = dataset.ids_and_labels(split)
+    rows = validation_rows(split, 20, seed=1)
+    assert rows == sorted(set(rows)) == validation_rows(split, 20, seed=1)
+    assert len(rows) == 20
+    counts = Counter(labels[row] for row in rows)
+    assert max(counts.values()) <= 1 or len(counts) == len(set(labels))
+    assert validation_rows(split, 99, seed=1) == list(range(60))
+    assert validation_rows(split, 20, seed=2) != rows
 
 
 def test_an_interrupted_training_ends_with_the_same_adapter_and_repeats_no_finished_step(job, tmp_path):
@@ -85,29 +226,42 @@ def test_an_interrupted_training_ends_with_the_same_adapter_and_repeats_no_finis
     assert json.loads((tmp_path / "parts" / "runtime.json").read_text())["samples"] == 8
 
 
+def test_a_truncated_checkpoint_is_passed_over(job, tmp_path):
+    whole = adapter(job, tmp_path / "a")
+    checkpoints = tmp_path / "a" / "checkpoints"
+    last = last_checkpoint(checkpoints)
+    for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"):
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        shutil.copytree(checkpoints, tmp_path / "b")
+        broken = tmp_path / "b" / last.name / name
+        broken.write_bytes(broken.read_bytes()[:-20])
+        before = last_checkpoint(tmp_path / "b")
+        assert before is not None
+        assert before.name < last.name, name
+    # What goes on from there ends with the same adapter.
+    shutil.rmtree(checkpoints)
+    (tmp_path / "b").rename(checkpoints)
+    assert adapter(job, tmp_path / "a") == whole
+
+
+def test_when_memory_is_short_fewer_samples_go_through_at_once_and_a_step_has_as_many(job, no_memory_for, tmp_path):
+    whole = adapter(job, tmp_path / "a")
+    events = []
+    with no_memory_for(3):
+        parts = adapter(job, tmp_path / "b", events.append)
+    assert any(isinstance(event, Log) and "2 samples at once" in event.text for event in events)
+    assert whole["README.md"][:200] == parts["README.md"][:200]
+    tables = [pd.read_csv(tmp_path / name / "checkpoints.csv") for name in "ab"]
+    assert tables[0]["step"].tolist() == tables[1]["step"].tolist()
+    steps = [e.step for e in events if isinstance(e, Scalars) and "train/loss" in e.values]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_checkpoint_that_was_not_written_to_its_end_does_not_count(tmp_path):
     assert last_checkpoint(tmp_path) is None
     for step, state in ((9, "{}"), (10, "{}"), (11, '{"global_st'), (12, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"a": torch.zeros(1)}, tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        (r".*\.(o_proj|gate_proj)", r"params\.yaml: finetune\.lora\.modules: .*matches no module.*which has"),
-        (r".*\.feed_forward", r"params\.yaml: finetune\.lora\.modules: .*only linear layers"),
-    ],
-)
-def test_a_pattern_that_matches_nothing_or_the_wrong_thing_ends_before_training(job, pattern, message):
-    loaded, _ = model.load(job.model, job.image)
-    with pytest.raises(InputError, match=message):
-        with_modules(job, pattern).lora_modules(loaded)
-
-
-def test_a_model_file_without_modules_wants_them_in_params(job):
-    bare = dataclasses.replace(job, model=job.model.model_copy(update={"lora_modules": None}))
-    with pytest.raises(InputError, match=r"finetune\.lora\.modules: is null.*regular expression"):
-        bare.lora_modules(None)

@@ -19,9 +19,16 @@ finetune:
   epochs: 2
   learning_rate: null
   batch_size: 16
+  lr_scale: {language: 1.0, projector: 1.0, vision: 1.0}
   micro_batch: null
   eval_steps: 50
-  lora: {modules: null, r: 8, alpha: 16, dropout: 0.05}
+  eval_samples: 100
+  select_by: accuracy
+  patience: null
+  balance: none
+  augment: none
+  lora: {modules: language, r: 8, alpha: 16, dropout: 0.05, rslora: false, dora: false, bias: none}
+final_eval: {adapter: best}
 """
 MODEL = """\
 id: org/small
@@ -30,7 +37,7 @@ dtype: float32
 attention: sdpa
 runs_on_cpu: true
 learning_rate: 5e-4
-lora_modules: '.*\\.q_proj'
+lora_modules: {language: '.*\\.q_proj'}
 """
 TASK = """\
 source: {folder: pets}
@@ -93,7 +100,7 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("evaluation: {batch_size: 8, max_new_tokens: 32}", "evaluation: 8", "params.yaml: evaluation: 8 should be a mapping of keys to values"),
         ("dropout: 0.05", "dropout: 1", "params.yaml: finetune.lora.dropout: 1 should be less than 1"),
         ("dropout: 0.05", "dropout: low", "params.yaml: finetune.lora.dropout: 'low' should be a number"),
-        ("modules: null", "modules: '(q_proj'", "params.yaml: finetune.lora.modules: '(q_proj' should be a regular expression: missing )"),
+        ("modules: language", "modules: '(q_proj'", "params.yaml: finetune.lora.modules: '(q_proj' should be a regular expression: missing )"),
         ("alpha: 16", "beta: 16", "params.yaml: finetune.lora.alpha: is missing; add it"),
         ("r: 8,", "r: 8, rank: 8,", "params.yaml: finetune.lora.rank: there is no such key; the keys here are modules, r, alpha, dropout"),
         ("micro_batch: null", "micro_batch: 5", "params.yaml: finetune.micro_batch: 5 does not divide finetune.batch_size, 16"),
@@ -121,9 +128,9 @@ def test_a_bad_value_in_params_yaml_is_one_line(old, new, message):
         ("runs_on_cpu: true", "runs_on_cpu: 'yes'", "runs_on_cpu: 'yes' should be true or false"),
         ("learning_rate: 5e-4", "learning_rate: 0", "learning_rate: 0 should be greater than 0"),
         (
-            "lora_modules: '.*\\.q_proj'",
-            "lora_modules: '*q'",
-            "lora_modules: '*q' should be a regular expression: nothing to repeat",
+            "language: '.*\\.q_proj'",
+            "language: '*q'",
+            "lora_modules.language: '*q' should be a regular expression: nothing to repeat",
         ),
         ("attention: sdpa", "gpu: H100", "gpu: there is no such key; the keys here are id, revision, dtype, attention"),
         ("attention: sdpa", "name: small", "name: there is no such key; the file's own name is the name"),
