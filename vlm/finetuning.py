@@ -310,7 +310,7 @@ class FineTuning:
 A LoRA adapter that answers one of {len(self.task.labels)} labels. Base model: `{self.model.id}`, revision `{revision}`;
 its license holds for what is made with it.
 
-On validation, answers constrained to the labels: accuracy {look["accuracy"]:.1%} ({low:.1%} to {high:.1%}, Wilson 95 %),
+On validation, constrained to the labels: accuracy {look["accuracy"]:.1%} ({low:.1%} to {high:.1%}, Wilson 95 %),
 loss {look["eval_loss"]:.4f} nats a token, at step {look["step"]}. The test split was not looked at.
 
 Training data: sha256 `{_sha256(self.train)}`. Seed {self.seed}. Parameters:
