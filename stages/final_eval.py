@@ -30,6 +30,7 @@ def main() -> None:
             | metrics.compare(structured, predictions),
         )
         plots.write(f"plots/{STAGE}", predictions, labels, job.data)
+        plots.confidence(f"plots/{STAGE}", predictions)
         steps = {
             "raw": metrics.classification(baseline, labels),
             "structured": metrics.classification(structured, labels),

@@ -15,6 +15,7 @@ def main() -> None:
         values = metrics.structured(predictions, result / "calibration.parquet", params.task.labels)
         metrics.write(f"metrics/{STAGE}.json", values | counted)
         plots.write(f"plots/{STAGE}", predictions, params.task.labels, job.data)
+        plots.confidence(f"plots/{STAGE}", predictions)
 
 
 if __name__ == "__main__":

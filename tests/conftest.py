@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from vlm import badges, dataset
 from vlm.params import FinetuneParams, ImageParams, LearningRateScale, LoraParams, load_model, load_task
 
 ROOT = Path(__file__).parents[1]
+
+# The same examples every time, and none kept on disk
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

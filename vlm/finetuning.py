@@ -219,25 +219,24 @@ class FineTuning:
     def _validate(self, model: Any, processor: "ProcessorMixin", at_once: int) -> dict[str, float]:
         """What the posterior says of a part of validation: accuracy with its interval, and log loss."""
         import numpy as np
-        import torch
 
         from vlm import batching
         from vlm.posterior import Posterior
 
         rows = validation_rows(self.validation, self.finetune.eval_samples, self.seed)
-        inner = model.get_base_model()
         _, labels = dataset.ids_and_labels(self.validation)
         truth = np.array([self.task.labels.index(labels[row]) for row in rows])
         load = batching.Loader(self.validation, processor, self.task)
-        training = model.training
+        lengths = batching.prompt_lengths(self.validation, processor, self.task)
+        inner, training = model.get_base_model(), model.training
         model.eval()
         ask = Posterior(inner, processor, self.task)
+        probabilities = np.empty((len(rows), len(self.task.labels)))
         # A batch at most as large as a training step's, which is known to fit
-        size = 1 if ask.wants_equal_lengths else at_once
-        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        found = [ask(load(batch).to(inner.device, inner.dtype)) for batch in batches]
+        for batch in batching.plan([lengths[row] for row in rows], at_once, ask.wants_equal_lengths):
+            inputs = load([rows[i] for i in batch]).to(inner.device, inner.dtype)
+            probabilities[batch] = ask(inputs).numpy()
         model.train(training)
-        probabilities = torch.cat(found).numpy()
         right = int((probabilities.argmax(1) == truth).sum())
         low, high = metrics.wilson(right, len(rows))
         of_truth = np.maximum(probabilities[np.arange(len(rows)), truth], np.finfo(np.float64).tiny)

@@ -44,7 +44,6 @@ _FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", 
 def write(directory: str | Path, predictions: "pd.DataFrame", labels: Sequence[str], data: str | Path) -> None:
     """Writes confusion.csv, top_confusions.csv, per_class.csv and mistakes.png into `directory`.
 
-    Of predictions with probabilities also reliability.csv and risk_coverage.csv.
     `predictions` is as in vlm.metrics, `data` the parquet file of the split that they are about. Raises ValueError if
     there are no predictions, or a label that is not one of `labels`.
     """
@@ -59,11 +58,23 @@ def write(directory: str | Path, predictions: "pd.DataFrame", labels: Sequence[s
     _to_csv(_top_confusions(truth, predicted), directory / "top_confusions.csv")
     _to_csv(_per_class(truth, answers, present), directory / "per_class.csv")
     _draw_mistakes(directory / "mistakes.png", predictions, data)
+
+
+def confidence(directory: str | Path, predictions: "pd.DataFrame") -> None:
+    """Writes reliability.csv and risk_coverage.csv into `directory`, without rows for answers without probabilities."""
+    import pandas as pd
+
+    directory = Path(directory)
+    bins, curve = (
+        pd.DataFrame(columns=["samples", "confidence", "accuracy"]),
+        pd.DataFrame(columns=["coverage", "risk"]),
+    )
     if predictions["probabilities"].notna().all():
-        confidence, right = metrics.confidence_and_hits(predictions)
-        bins = pd.DataFrame(metrics.reliability(confidence, right), columns=["samples", "confidence", "accuracy"])
-        _to_csv(bins.round(6), directory / "reliability.csv")
-        _to_csv(_risk_coverage(confidence, right), directory / "risk_coverage.csv")
+        sure, right = metrics.confidence_and_hits(predictions)
+        bins = pd.DataFrame(metrics.reliability(sure, right), columns=bins.columns).round(6)
+        curve = _risk_coverage(sure, right)
+    _to_csv(bins, directory / "reliability.csv")
+    _to_csv(curve, directory / "risk_coverage.csv")
 
 
 def samples(path: str | Path, data: str | Path, labels: Sequence[str], count: int = 64) -> None:

@@ -161,13 +161,14 @@ def test_samples_are_spread_over_the_labels(tmp_path, monkeypatch, data):
     assert [tile.lines[0][0] for tile in drawn[1][1]] == ["Acura", "smart"]
 
 
-def test_reliability_and_risk_coverage(predictions, data, tmp_path):
-    plots.write(tmp_path, predictions, LABELS, data)
-    assert not (tmp_path / "reliability.csv").exists()
+def test_reliability_and_risk_coverage(predictions, tmp_path):
+    plots.confidence(tmp_path, predictions)
+    assert (tmp_path / "reliability.csv").read_text() == "samples,confidence,accuracy\n"  # DVC wants a header
+    assert (tmp_path / "risk_coverage.csv").read_text() == "coverage,risk\n"
     certainty = np.linspace(1, 0.4, SAMPLES)  # the first sample is the surest
     right = predictions["label"] == predictions["predicted"]
     rows = [[p, *[(1 - p) / 3] * 3] for p in certainty]
-    plots.write(tmp_path, predictions.assign(probabilities=rows), LABELS, data)
+    plots.confidence(tmp_path, predictions.assign(probabilities=rows))
     bins = pd.read_csv(tmp_path / "reliability.csv")
     assert bins["samples"].tolist() == [8] * 15
     assert bins["accuracy"].mean() == pytest.approx(right.mean(), abs=1e-5)
