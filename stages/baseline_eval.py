@@ -10,7 +10,7 @@ STAGE = "baseline_eval"
 def main() -> None:
     params = load_params()
     job = evaluation.Evaluation.raw(params)
-    with compute.run(job, params.compute) as result:
+    with compute.run(job, params.compute, params.modal) as result:
         predictions, counted = evaluation.save(result, STAGE)
         values = metrics.classification(predictions, params.task.labels) | metrics.lenient(predictions, params.task)
         metrics.write(f"metrics/{STAGE}.json", values | counted)

@@ -16,7 +16,10 @@ def main() -> None:
     adapter = ADAPTERS[params.final_eval.adapter]
     raw_job = evaluation.Evaluation.raw(params, adapter=adapter)
     job = evaluation.Evaluation.structured(params, adapter=adapter)
-    with compute.run(raw_job, params.compute) as raw_result, compute.run(job, params.compute) as result:
+    with (
+        compute.run(raw_job, params.compute, params.modal) as raw_result,
+        compute.run(job, params.compute, params.modal) as result,
+    ):
         raw_predictions, _ = evaluation.save(raw_result, f"{STAGE}_raw")
         raw = metrics.classification(raw_predictions, labels)
         predictions, counted = evaluation.save(result, STAGE)

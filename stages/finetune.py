@@ -23,7 +23,7 @@ def main() -> None:
         train="data/train.parquet",
         validation="data/validation.parquet",
     )
-    with compute.run(job, params.compute, live=f"plots/{STAGE}") as result:
+    with compute.run(job, params.compute, params.modal, live=f"plots/{STAGE}") as result:
         for name in ("adapter", "last"):
             target = Path("models", "adapter" if name == "adapter" else "adapter_last")
             shutil.rmtree(target, ignore_errors=True)

@@ -10,7 +10,7 @@ STAGE = "structured_eval"
 def main() -> None:
     params = load_params()
     job = evaluation.Evaluation.structured(params)
-    with compute.run(job, params.compute) as result:
+    with compute.run(job, params.compute, params.modal) as result:
         predictions, counted = evaluation.save(result, STAGE)
         values = metrics.structured(predictions, result / "calibration.parquet", params.task.labels)
         metrics.write(f"metrics/{STAGE}.json", values | counted)

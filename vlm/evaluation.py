@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlm import dataset, runtime
 from vlm.errors import InputError
@@ -25,6 +25,9 @@ TEST = "data/test.parquet"
 VALIDATION = "data/validation.parquet"
 
 Decoding = Literal["raw", "outlines", "posterior"]
+
+# What has been answered, in a job's folder: the samples', validation's, and Outlines' answers
+_ANSWERS, _CALIBRATION, _OUTLINES = "answers.jsonl", "calibration.jsonl", "outlines.jsonl"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Evaluation:
     outlines_samples: int = 0
     calibrate_on: str | None = None
     adapter: str | None = None
+
+    # What a stage takes out of the job's folder; the rest is unfinished work.
+    RESULTS: ClassVar = ("predictions.parquet", "calibration.parquet", "metrics.json", "runtime.json")
 
     @classmethod
     def raw(cls, params: Params, adapter: str | None = None) -> "Evaluation":
@@ -88,13 +94,18 @@ class Evaluation:
 
     def run(self, directory: Path, emit: Emit) -> None:
         """Runs, or goes on with what an earlier run left in `directory`: finished batches are not repeated."""
+        self.answer(directory, emit)
+        self.merge([directory], directory)
+
+    def answer(self, directory: Path, emit: Emit, shard: tuple[int, int] = (0, 1)) -> None:
+        """Records the answers to the batches of shard (i, of n), every n-th of the plan, in `directory`."""
         from vlm import decoding, model
         from vlm.posterior import Posterior
 
         total = dataset.count(self.data)
         emit(Progress(0, total, "image"))
         loaded, processor = model.load(self.model, self.image, self.adapter)
-        asking = _Asking(loaded, processor, self.task, self.batch_size, emit)
+        asking = _Asking(loaded, processor, self.task, self.batch_size, emit, shard)
         equal_lengths = False
         if self.decoding == "raw":
             decode = decoding.raw(loaded, processor, self.max_new_tokens)
@@ -105,25 +116,36 @@ class Evaluation:
             decode, equal_lengths = decoding.most_probable(posterior, self.task), posterior.wants_equal_lengths
 
         started = time.perf_counter()
-        record = _Record(directory / "answers.jsonl")
+        record = _Record(directory / _ANSWERS)
         found = record.samples
         asking(self.data, decode, record, equal_lengths=equal_lengths)
-        measured = runtime.measured(record.samples - found, time.perf_counter() - started)
-        _write_predictions(directory / "predictions.parquet", self.task, self.data, record)
-        metrics = {"image_tokens": record.image_tokens / total, "split_batches": record.split_batches}
+        runtime.write(
+            directory / "runtime.json", runtime.measured(record.samples - found, time.perf_counter() - started)
+        )
         if self.calibrate_on:
-            validation = _Record(directory / "calibration.jsonl")
+            validation = _Record(directory / _CALIBRATION)
             asking(self.calibrate_on, decode, validation, "validation image", equal_lengths=equal_lengths)
+        if self.outlines_samples:
+            rows = range(min(self.outlines_samples, total))
+            greedy = _Record(directory / _OUTLINES)
+            asking(self.data, decoding.outlines(loaded, processor, self.task), greedy, "image by Outlines", rows)
+
+    def merge(self, shards: Sequence[Path], directory: Path) -> None:
+        """Makes the results, in `directory`, of what `answer` has recorded in the folders of all shards."""
+        record = _Record(*(shard / _ANSWERS for shard in shards))
+        _write_predictions(directory / "predictions.parquet", self.task, self.data, record)
+        metrics = {"image_tokens": record.image_tokens / record.samples, "split_batches": record.split_batches}
+        if self.calibrate_on:
+            validation = _Record(*(shard / _CALIBRATION for shard in shards))
             _write_predictions(directory / "calibration.parquet", self.task, self.calibrate_on, validation)
         if self.outlines_samples:
-            greedy = _Record(directory / "outlines.jsonl")
-            rows = range(min(self.outlines_samples, total))
-            asking(self.data, decoding.outlines(loaded, processor, self.task), greedy, "image by Outlines", rows)
+            greedy = _Record(*(shard / _OUTLINES for shard in shards))
             pairs = zip(greedy.texts(), record.texts(), strict=False)
             same = [self.task.parse(one) == self.task.parse(other) for one, other in pairs]
             metrics["outlines_agreement"] = sum(same) / len(same)
         (directory / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-        runtime.write(directory / "runtime.json", measured)
+        measured = [json.loads((shard / "runtime.json").read_text(encoding="utf-8")) for shard in shards]
+        runtime.write(directory / "runtime.json", runtime.together(measured))
 
 
 def save(result: Path, name: str) -> tuple["pd.DataFrame", dict[str, float]]:
@@ -141,10 +163,16 @@ def save(result: Path, name: str) -> tuple["pd.DataFrame", dict[str, float]]:
 
 
 class _Asking:
-    """Puts a task's question about samples to one loaded model."""
+    """Puts a task's question about samples, a shard's share of them, to one loaded model."""
 
     def __init__(
-        self, model: "PreTrainedModel", processor: "ProcessorMixin", task: Task, batch_size: int, emit: Emit
+        self,
+        model: "PreTrainedModel",
+        processor: "ProcessorMixin",
+        task: Task,
+        batch_size: int,
+        emit: Emit,
+        shard: tuple[int, int],
     ) -> None:
         self._model = model
         self._processor = processor
@@ -153,6 +181,7 @@ class _Asking:
         self._task = task
         self._batch_size = batch_size
         self._emit = emit
+        self._shard = shard
 
     def __call__(
         self,
@@ -168,7 +197,9 @@ class _Asking:
 
         lengths = batching.prompt_lengths(data, self._processor, self._task)
         lengths = lengths[: len(rows)] if rows is not None else lengths
-        batches = batching.plan(lengths, self._batch_size, equal_lengths)
+        # Every n-th, not a run of the plan, for the longest come first and all shards should take as long.
+        first, step = self._shard
+        batches = batching.plan(lengths, self._batch_size, equal_lengths)[first::step]
         load = batching.Loader(data, self._processor, self._task)
         self._emit(Progress(record.samples, len(lengths), unit))
         left = [batch for batch in batches if batch[0] not in record.rows]
@@ -200,18 +231,23 @@ class _Asking:
 
 
 class _Record:
-    """The finished batches on disk, one line of JSON each; a line torn by a crash counts as not written."""
+    """The finished batches on disk, one line of JSON each; a line torn by a crash counts as not written.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Of several files, one a shard, it is what they have together.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self._path = paths[0]
         self.rows: dict[int, tuple[str, list[float] | None]] = {}  # by row number: text, probabilities
         self.image_tokens = 0
         self.split_batches = 0
-        if path.exists():
-            complete, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
-            path.write_text(complete + newline, encoding="utf-8")
-            for line in complete.splitlines():
-                self._take(json.loads(line))
+        for path in paths:
+            if path.exists():
+                complete, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
+                if torn:
+                    path.write_text(complete + newline, encoding="utf-8")
+                for line in complete.splitlines():
+                    self._take(json.loads(line))
 
     @property
     def samples(self) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm import dataset, lora, metrics, runtime
 from vlm.errors import InputError
@@ -54,6 +54,9 @@ class FineTuning:
     seed: int
     train: str
     validation: str
+
+    # What a stage takes out of the job's folder; the rest is unfinished work.
+    RESULTS: ClassVar = ("adapter", "last", "modules.csv", "checkpoints.csv", "metrics.json", "runtime.json")
 
     @property
     def inputs(self) -> list[str]:

@@ -20,6 +20,7 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+Compute = Literal["auto", "local", "modal"]
 Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
@@ -32,6 +33,7 @@ class ModelConfig(Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     runs_on_cpu: bool = False
+    gpu: str = "L4"  # on Modal, where params.yaml's modal.gpu does not say otherwise; one of configs/gpus.yaml
     learning_rate: float = Field(default=0.0002, gt=0)
     # Of LoRA's presets: a pattern over module names for each part; a part that is missing is read off the module tree.
     lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
@@ -101,11 +103,20 @@ class FinalEvalParams(Frozen):
     adapter: Literal["best", "last"]
 
 
+class ModalParams(Frozen):
+    gpu: str | None
+    containers: int = Field(gt=0)
+    max_dollars: float | None = Field(gt=0)
+    timeout: float = Field(gt=0, le=24)  # hours
+    region: str | None
+
+
 class Params(Frozen):
     model: ModelConfig
     task: Task
     seed: int = Field(ge=0, lt=2**32)
-    compute: Literal["auto", "local"]
+    compute: Compute
+    modal: ModalParams
     prepare: PrepareParams
     image: ImageParams
     evaluation: EvaluationParams

@@ -30,6 +30,17 @@ def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
     }
 
 
+def together(parts: list[dict]) -> dict[str, float | int | str]:
+    """`measured` of a job that was done in parts side by side: it took as long as the longest."""
+    samples, seconds = sum(part["samples"] for part in parts), max(part["seconds"] for part in parts)
+    return parts[0] | {
+        "samples": samples,
+        "seconds": seconds,
+        "samples_per_second": round(samples / seconds, 2) if samples else 0,
+        "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
+    }
+
+
 def write(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

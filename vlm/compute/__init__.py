@@ -4,17 +4,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from vlm.compute import local
-from vlm.errors import InputError
 from vlm.events import Emit
-from vlm.params import ModelConfig
+from vlm.params import Compute, ModalParams, ModelConfig
 
 
 class Job(Protocol):
     """Frozen plain values plus input files; `run` writes result files, and can go on where a killed run stopped."""
 
+    RESULTS: ClassVar[tuple[str, ...]]  # the files and folders among them that a stage takes
     model: ModelConfig
 
     @property
@@ -24,19 +24,27 @@ class Job(Protocol):
 
 
 @contextmanager
-def run(job: Job, compute: Literal["auto", "local"], live: str | None = None) -> Iterator[Path]:
+def run(job: Job, compute: Compute, modal: ModalParams, live: str | None = None) -> Iterator[Path]:
     """Runs `job` and gives the folder of its result files, which is removed when the block ends without an error.
 
     Scalars that the job reports go to DVCLive in the folder `live`. What a killed run has finished is not repeated.
-    Raises InputError where there is nothing that the model can run on.
+    Raises InputError for what the user can put right, wherever the job ran.
     """
-    if compute == "auto" and not (job.model.runs_on_cpu or has_nvidia_gpu()):
-        raise InputError(
-            f"params.yaml: compute: auto found no NVIDIA GPU here, which the model {job.model.name} wants; "
-            "`compute: local` runs it on this CPU all the same"
-        )
-    with local.run(job, live) as directory:
+    if place(job.model, compute) == "local":
+        running = local.run(job, live)
+    else:
+        from vlm.compute import modal as on_modal
+
+        running = on_modal.run(job, modal, live)
+    with running as directory:
         yield directory
+
+
+def place(model: ModelConfig, compute: Compute) -> Literal["local", "modal"]:
+    """Where `compute` says that a model runs: auto is here if it runs on a CPU or there is an NVIDIA GPU."""
+    if compute == "auto":
+        return "local" if model.runs_on_cpu or has_nvidia_gpu() else "modal"
+    return compute
 
 
 def has_nvidia_gpu() -> bool:

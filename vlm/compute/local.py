@@ -24,15 +24,34 @@ _FORGET_AFTER = 30 * 24 * 3600  # seconds; unfinished work that nobody came back
 
 @contextmanager
 def run(job: "Job", live: str | None) -> Iterator[Path]:
-    """Runs `job` in a folder of the user's cache directory that depends on the job alone, and gives that folder.
+    """Runs `job` in its folder (see `reserved`), and gives the folder. Scalars go to DVCLive in `live`."""
+    with reserved(key(job)) as (directory, bar), ExitStack() as stack:
+        if any(directory.iterdir()):
+            bar(Log("going on with what an earlier run has finished"))
+        scalars = stack.enter_context(dvclive(live)) if live else None
+
+        def emit(event: Event) -> None:
+            if not isinstance(event, Scalars):
+                bar(event)
+            elif scalars:
+                scalars(event)
+
+        job.run(directory, emit)
+        yield directory
+
+
+@contextmanager
+def reserved(name: str) -> Iterator[tuple[Path, ProgressBar]]:
+    """A folder for a job in the user's cache directory, and a bar for its events.
 
     It lies outside the repository, so that what a killed run has finished is found by the next one wherever DVC has
-    checked the code out (`dvc exp run --temp`, queued experiments). Two processes with the same job take turns.
+    checked the code out (`dvc exp run --temp`, queued experiments). Two processes with the same job take turns. The
+    folder is removed when the block ends without an error, or has left nothing in it.
     """
     jobs = platformdirs.user_cache_path("vlm-pipeline") / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
     _forget_old_work(jobs)
-    directory = jobs / key(job)
+    directory = jobs / name
     with ExitStack() as stack:
         bar = stack.enter_context(ProgressBar())
         lock = filelock.FileLock(f"{directory}.lock")
@@ -43,19 +62,8 @@ def run(job: "Job", live: str | None) -> Iterator[Path]:
             lock.acquire()
         stack.callback(lock.release)
         directory.mkdir(exist_ok=True)
-        if any(directory.iterdir()):
-            bar(Log("going on with what an earlier run has finished"))
-        scalars = stack.enter_context(_dvclive(live)) if live else None
-
-        def emit(event: Event) -> None:
-            if not isinstance(event, Scalars):
-                bar(event)
-            elif scalars:
-                scalars(event)
-
         try:
-            job.run(directory, emit)
-            yield directory
+            yield directory, bar
         finally:
             if not any(directory.iterdir()):
                 directory.rmdir()
@@ -63,8 +71,11 @@ def run(job: "Job", live: str | None) -> Iterator[Path]:
 
 
 def key(job: "Job") -> str:
-    """A name for the job that changes with its values, its input files and the code of this package."""
-    digest = hashlib.sha256(to_json(job))
+    """A name for the job that changes with its values, its input files and the code of this package.
+
+    It does not change with what the model's file says of where the model can run.
+    """
+    digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu"}}))
     code = sorted(Path(vlm.__file__).parent.rglob("*.py"))
     data = [file for path in map(Path, job.inputs) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     for file in [*code, *data]:
@@ -75,7 +86,7 @@ def key(job: "Job") -> str:
 
 
 @contextmanager
-def _dvclive(directory: str) -> Iterator:
+def dvclive(directory: str) -> Iterator:
     """A consumer of Scalars that writes them where `dvc plots` and editors look."""
     from dvclive import Live
 
