@@ -56,7 +56,7 @@ class Request(BaseModel):
     def of(cls, job: "Job", **values: Any) -> "Request":
         kind = f"{type(job).__module__}.{type(job).__qualname__}"
         # What a task's file does not have must stay unset: a task knows the difference.
-        text = TypeAdapter(type(job)).dump_json(job, exclude_unset=True)
+        text = TypeAdapter(type(job)).dump_json(job, exclude_unset=True, by_alias=True)
         return cls(kind=kind, job=text.decode(), **values)
 
     def rebuilt(self) -> "Job":
