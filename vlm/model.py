@@ -65,6 +65,8 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
     pin.verify_model(config)
     processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config))
     processor.tokenizer.padding_side = "left"
+    # It would be saved with an adapter, and says only whether HF_HUB_OFFLINE was set here.
+    processor.tokenizer.init_kwargs.pop("local_files_only", None)
     wanted = {"max_image_tokens": image.max_tokens, "do_image_splitting": image.splitting}
     for attribute, value in wanted.items():
         if value is None:
