@@ -293,13 +293,15 @@ def _cancel(call: modal.FunctionCall, request: remote.Request, bar: Callable) ->
     """Ends everything that runs for the job, and says what it has cost."""
     with suppress(refused.Error):
         call.cancel(terminate_containers=True)
-    if app.app_id is not None:  # of this process
-        with suppress(refused.Error):
-            app.stop()
+    calls = f"{request.folder()}/calls.json"
     with suppress(refused.Error, FileNotFoundError):
-        for one in json.loads(_read(f"{request.folder()}/calls.json")):
+        for one in json.loads(_read(calls)):
             with suppress(refused.Error):
                 modal.FunctionCall.from_id(one).cancel(terminate_containers=True)
+        volume.remove_file(calls)  # the next run begins them anew
+    if app.app_id is not None:  # of this process: whatever it had begun and not yet noted
+        with suppress(refused.Error):
+            app.stop()
     seconds = 0.0
     with suppress(refused.Error, FileNotFoundError):
         for entry in volume.listdir(str(request.folder()), recursive=True):
