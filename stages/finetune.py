@@ -23,11 +23,12 @@ def main() -> None:
         train="data/train.parquet",
         validation="data/validation.parquet",
     )
-    with compute.run(job, params.compute, live=f"plots/{STAGE}") as result:
+    with compute.run(job, params.compute, f"plots/{STAGE}", params.finetune.track_with) as result:
         for name in ("adapter", "last"):
             target = Path("models", "adapter" if name == "adapter" else "adapter_last")
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(result / name, target)
+        Path("plots", STAGE).mkdir(parents=True, exist_ok=True)
         for name in ("modules.csv", "checkpoints.csv"):
             shutil.copyfile(result / name, f"plots/{STAGE}/{name}")
         Path("metrics/runtime").mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,8 @@ class FinetuneParams(Frozen):
     patience: int | None = Field(gt=0)
     balance: Literal["none", "sqrt", "uniform"]
     augment: Literal["none", "light", "strong"]
+    cache_image_features: float = Field(ge=0)
+    track_with: list[Literal["dvclive", "wandb"]]
     lora: LoraParams
 
 

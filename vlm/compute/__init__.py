@@ -1,7 +1,7 @@
 """Where a job runs, and the way of its results to the stage that asked for them."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -24,10 +24,13 @@ class Job(Protocol):
 
 
 @contextmanager
-def run(job: Job, compute: Literal["auto", "local"], live: str | None = None) -> Iterator[Path]:
+def run(
+    job: Job, compute: Literal["auto", "local"], live: str | None = None, track_with: Sequence[str] = ("dvclive",)
+) -> Iterator[Path]:
     """Runs `job` and gives the folder of its result files, which is removed when the block ends without an error.
 
-    Scalars that the job reports go to DVCLive in the folder `live`. What a killed run has finished is not repeated.
+    Scalars that the job reports go to the trackers of `track_with`, DVCLive's to the folder `live`. What a killed run
+    has finished is not repeated.
     Raises InputError where there is nothing that the model can run on.
     """
     if compute == "auto" and not (job.model.runs_on_cpu or has_nvidia_gpu()):
@@ -35,7 +38,7 @@ def run(job: Job, compute: Literal["auto", "local"], live: str | None = None) ->
             f"params.yaml: compute: auto found no NVIDIA GPU here, which the model {job.model.name} wants; "
             "`compute: local` runs it on this CPU all the same"
         )
-    with local.run(job, live) as directory:
+    with local.run(job, live, track_with) as directory:
         yield directory
 
 

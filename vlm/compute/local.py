@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import platformdirs
 from pydantic_core import to_json
 
 import vlm
+from vlm.compute.tracking import tracker
 from vlm.events import Event, Log, Scalars
 from vlm.progress import ProgressBar
 
@@ -23,7 +24,7 @@ _FORGET_AFTER = 30 * 24 * 3600  # seconds; unfinished work that nobody came back
 
 
 @contextmanager
-def run(job: "Job", live: str | None) -> Iterator[Path]:
+def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
     """Runs `job` in a folder of the user's cache directory that depends on the job alone, and gives that folder.
 
     It lies outside the repository, so that what a killed run has finished is found by the next one wherever DVC has
@@ -45,7 +46,7 @@ def run(job: "Job", live: str | None) -> Iterator[Path]:
         directory.mkdir(exist_ok=True)
         if any(directory.iterdir()):
             bar(Log("going on with what an earlier run has finished"))
-        scalars = stack.enter_context(_dvclive(live)) if live else None
+        scalars = stack.enter_context(tracker(track_with, live, directory.name)) if live else None
 
         def emit(event: Event) -> None:
             if not isinstance(event, Scalars):
@@ -72,23 +73,6 @@ def key(job: "Job") -> str:
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return f"{type(job).__name__.lower()}-{digest.hexdigest()[:32]}"
-
-
-@contextmanager
-def _dvclive(directory: str) -> Iterator:
-    """A consumer of Scalars that writes them where `dvc plots` and editors look."""
-    from dvclive import Live
-
-    # The stage owns dvc.yaml and the experiment; DVCLive only writes the points.
-    with Live(directory, dvcyaml=False, save_dvc_exp=False) as live:
-
-        def log(event: Scalars) -> None:
-            live.step = event.step
-            for name, value in event.values.items():
-                live.log_metric(name, value)
-            live.make_summary()
-
-        yield log
 
 
 def _forget_old_work(jobs: Path) -> None:
