@@ -24,16 +24,13 @@ Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class ModelOptions(Frozen):
-    """The block `options` of a model's file, every key of it optional: how a model is loaded, asked and trained.
+    """The block `options` of a model's file, every key of it optional: how a model is loaded and trained.
 
     In one block, for DVC tracks only keys that are there: it tracks the block, and what is beside it changes no result.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    # How the chat template takes a system prompt: as plain text, as a list of parts, or not at all, so that it stands
-    # before the question. null = the first of these that the template writes out (vlm/chat.py).
-    system_prompt: Literal["text", "parts", "question"] | None = None
     learning_rate: float = Field(default=0.0002, gt=0)
     # Of LoRA's presets: a pattern over module names for each part; a part that is missing is read off the module tree.
     lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
