@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from vlm import compute, metrics
+from vlm import compute, metrics, pin
 from vlm.errors import reported
 from vlm.finetuning import FineTuning
 from vlm.params import load_params
@@ -13,7 +13,7 @@ STAGE = "finetune"
 
 
 def main() -> None:
-    params = load_params()
+    params = pin.resolved(load_params())
     job = FineTuning(
         task=params.task,
         model=params.model,
@@ -23,11 +23,12 @@ def main() -> None:
         train="data/train.parquet",
         validation="data/validation.parquet",
     )
-    with compute.run(job, params.compute, params.modal, live=f"plots/{STAGE}") as result:
+    with compute.run(job, params.compute, params.modal, f"plots/{STAGE}", params.finetune.track_with) as result:
         for name in ("adapter", "last"):
             target = Path("models", "adapter" if name == "adapter" else "adapter_last")
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(result / name, target)
+        Path("plots", STAGE).mkdir(parents=True, exist_ok=True)
         for name in ("modules.csv", "checkpoints.csv"):
             shutil.copyfile(result / name, f"plots/{STAGE}/{name}")
         Path("metrics/runtime").mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,8 @@ def finetune_params():
         patience=None,
         balance="none",
         augment="none",
+        cache_image_features=1,
+        track_with=["dvclive"],
         lora=lora,
     )
 

@@ -66,7 +66,7 @@ def test_where_a_job_runs_changes_no_stage():
         if isinstance(params, dict)
         for key in params["configs/models/${model}.yaml"]
     }
-    assert from_model_files == {"id", "revision", "dtype", "attention", "learning_rate", "lora_modules"}
+    assert from_model_files == {"id", "revision", "options"}
 
 
 def test_every_tracked_key_exists_in_params_yaml():

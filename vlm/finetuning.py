@@ -3,14 +3,15 @@
 import csv
 import json
 import math
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm import dataset, lora, metrics, runtime
+from vlm import batching, dataset, features, lora, metrics, runtime
 from vlm.errors import InputError
 from vlm.events import Emit, Log, Progress, Scalars
 from vlm.params import FinetuneParams, ImageParams, ModelConfig
@@ -19,7 +20,8 @@ from vlm.task import Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from accelerate import PartialState
+    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 # What the trainer's log calls a number -> what DVCLive calls it. Times and speeds differ between equal runs: left out.
 _SCALARS = {
@@ -66,12 +68,20 @@ class FineTuning:
     def run(self, directory: Path, emit: Emit) -> None:
         """Trains, or goes on from the last complete checkpoint in `directory`; both end with the same adapter on a CPU.
 
-        Raises InputError for a pattern of modules that matches none or parts of what it names, and for a loss that
-        diverges; the checkpoints before it stay.
+        In processes that torchrun or `accelerate launch` has started, each takes its share of every batch, and the
+        first one speaks and writes. Raises InputError for a pattern of modules that matches none or parts of what it
+        names, and for a loss that diverges; the checkpoints before it stay.
         """
         started = time.perf_counter()
-        emit = _once(emit)
-        at_once = self.finetune.micro_batch or self.finetune.batch_size
+        processes = _processes()
+        emit = _once(emit) if processes.is_main_process else _silent
+        share, rest = divmod(self.finetune.batch_size, processes.num_processes)
+        at_once = self.finetune.micro_batch or share
+        if rest or share % at_once:
+            raise InputError(
+                f"params.yaml: finetune.batch_size: {self.finetune.batch_size} should be a multiple of "
+                f"{processes.num_processes} processes x {at_once or 1} samples at once (finetune.micro_batch)"
+            )
         while True:
             try:
                 trainer, processor, modules, done_before = self._train(directory, at_once, emit)
@@ -85,9 +95,18 @@ class FineTuning:
                     "params.yaml: finetune.micro_batch: not even one sample at once fits into this device's memory; "
                     "image.max_tokens makes samples smaller"
                 )
-            at_once = max(n for n in range(1, at_once // 2 + 1) if self.finetune.batch_size % n == 0)
+            smaller = max(n for n in range(1, at_once // 2 + 1) if share % n == 0)
+            if processes.num_processes > 1:  # the others still wait for this one in the middle of a step
+                raise InputError(
+                    f"params.yaml: finetune.micro_batch: {at_once} samples at once do not fit into a device's memory; "
+                    f"{smaller} might"
+                )
+            at_once = smaller
             runtime.free_memory()
             emit(Log(f"out of memory; going on with {at_once} samples at once, as many as before to a step"))
+        processes.wait_for_everyone()
+        if not processes.is_main_process:
+            return
         state = trainer.state
         best = directory / "checkpoints" / f"checkpoint-{state.best_global_step}"
         last = directory / "checkpoints" / f"checkpoint-{state.global_step}"
@@ -96,7 +115,7 @@ class FineTuning:
         (chosen,) = [look for look in looks if look["step"] == state.best_global_step]
         for source, name in ((best, "adapter"), (last, "last")):
             self._save_adapter(source, directory / name, processor, looks[-1] if name == "last" else chosen)
-        _write_csv(directory / "modules.csv", self._report(modules))
+        _write_csv(directory / "modules.csv", _report(modules, trainer.model))
         _write_csv(directory / "checkpoints.csv", [{name: look[name] for name in _CHECKPOINTS} for look in looks])
         values = {
             "steps": state.global_step,
@@ -119,7 +138,15 @@ class FineTuning:
 
         loaded, processor = model.load(self.model, self.image)
         modules = self.lora_modules(loaded)
-        trainer = self.trainer(loaded, processor, directory / "checkpoints", emit, at_once)
+        scratch = directory / "scratch"  # what can be made again
+        kept = None
+        if self._keeps_features(modules):
+            splits = [self.train, self.validation]
+            budget = self.finetune.cache_image_features
+            kept = features.precompute(
+                loaded, processor, self.task, splits, scratch / "features", at_once, budget, emit
+            )
+        trainer = self.trainer(loaded, processor, directory / "checkpoints", emit, at_once, kept)
         checkpoint = last_checkpoint(directory / "checkpoints")
         done_before = 0
         if checkpoint:
@@ -130,6 +157,12 @@ class FineTuning:
                 _emit_scalars(entry, emit)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return trainer, processor, modules, done_before
+
+    def _keeps_features(self, modules: dict[str, "torch.nn.Linear"]) -> bool:
+        """Whether a picture's features are wanted again, and are the same then: nothing before them is trained."""
+        knobs = self.finetune
+        frozen = knobs.lora.bias != "all" and not any(lora.part(name) == "vision" for name in modules)
+        return knobs.cache_image_features > 0 and knobs.epochs > 1 and knobs.augment == "none" and frozen
 
     def lora_modules(self, model: "PreTrainedModel") -> dict[str, "torch.nn.Linear"]:
         """The linear layers that finetune.lora.modules names, by name. Raises InputError, see vlm.lora."""
@@ -145,8 +178,12 @@ class FineTuning:
         directory: Path,
         emit: Emit,
         at_once: int | None = None,
+        kept: dict[str, features.Features] | None = None,
     ) -> Any:
-        """TRL's trainer, ready to train; the model gets its LoRA layers. `at_once`: samples to a forward."""
+        """TRL's trainer, ready to train; the model gets its LoRA layers.
+
+        `at_once`: samples to a forward of this process. `kept`: the splits' image features, if the model takes them.
+        """
         import torch
         from peft import LoraConfig
         from transformers import EarlyStoppingCallback, PrinterCallback
@@ -159,7 +196,7 @@ class FineTuning:
             num_train_epochs=params.epochs,
             per_device_train_batch_size=micro_batch,
             per_device_eval_batch_size=micro_batch,
-            gradient_accumulation_steps=params.batch_size // micro_batch,
+            gradient_accumulation_steps=params.batch_size // (micro_batch * _processes().num_processes),
             learning_rate=params.learning_rate or self.model.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=0.05,  # of all steps
@@ -168,7 +205,10 @@ class FineTuning:
             bf16=self.model.dtype == "bfloat16",
             fp16=self.model.dtype == "float16",
             activation_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
+            # Where the model computes on the CPU too, they would only take its cores.
+            dataloader_num_workers=min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0,
             max_length=None,  # cutting a prompt would cut image tokens off
             completion_only_loss=True,
             remove_unused_columns=False,
@@ -195,8 +235,8 @@ class FineTuning:
             model=model,
             args=arguments,
             data_collator=_Collator(processor, self.task),
-            train_dataset=_samples(self.train, directory),
-            eval_dataset=_samples(self.validation, directory),
+            train_dataset=_samples(self.train, directory.parent / "scratch"),
+            eval_dataset=_samples(self.validation, directory.parent / "scratch"),
             processing_class=processor,
             # A pattern stays as it is; PEFT would write a list in an order that changes from run to run.
             peft_config=LoraConfig(
@@ -213,33 +253,45 @@ class FineTuning:
         )
         trainer.remove_callback(PrinterCallback)
         _, labels = dataset.ids_and_labels(self.train)
-        trainer.train_dataset = AugmentedRows(trainer.train_dataset, params.augment, self.task.flip, self.seed)
+        if kept:
+            trainer.train_dataset = _FeatureRows(kept[self.train], labels)
+            trainer.eval_dataset = _FeatureRows(kept[self.validation], dataset.ids_and_labels(self.validation)[1])
+        else:
+            trainer.train_dataset = AugmentedRows(trainer.train_dataset, params.augment, self.task.flip, self.seed)
         trainer.train_sampler = EpochSampler(labels, params.balance, self.seed)
         trainer.lr_scale = params.lr_scale
-        trainer.validate = lambda: self._validate(trainer.model, processor, micro_batch)
+        load = kept[self.validation] if kept else batching.Loader(self.validation, processor, self.task)
+        trainer.validate = lambda: self._validate(trainer.model, processor, load, micro_batch)
         return trainer
 
-    def _validate(self, model: Any, processor: "ProcessorMixin", at_once: int) -> dict[str, float]:
+    def _validate(
+        self, model: Any, processor: "ProcessorMixin", load: "Callable[[Sequence[int]], BatchFeature]", at_once: int
+    ) -> dict[str, float]:
         """What the posterior says of a part of validation: accuracy with its interval, and log loss."""
         import numpy as np
+        import torch
 
-        from vlm import batching
         from vlm.posterior import Posterior
 
         rows = validation_rows(self.validation, self.finetune.eval_samples, self.seed)
         _, labels = dataset.ids_and_labels(self.validation)
         truth = np.array([self.task.labels.index(labels[row]) for row in rows])
-        load = batching.Loader(self.validation, processor, self.task)
         lengths = batching.prompt_lengths(self.validation, processor, self.task)
         inner, training = model.get_base_model(), model.training
         model.eval()
         ask = Posterior(inner, processor, self.task)
-        probabilities = np.empty((len(rows), len(self.task.labels)))
+        found = torch.zeros(len(rows), len(self.task.labels), dtype=torch.float64)
         # A batch at most as large as a training step's, which is known to fit
-        for batch in batching.plan([lengths[row] for row in rows], at_once, ask.wants_equal_lengths):
+        batches = batching.plan([lengths[row] for row in rows], at_once, ask.wants_equal_lengths)
+        processes = _processes()
+        for batch in batches[processes.process_index :: processes.num_processes]:
             inputs = load([rows[i] for i in batch]).to(inner.device, inner.dtype)
-            probabilities[batch] = ask(inputs).numpy()
+            found[batch] = ask(inputs).double()
+        if processes.num_processes > 1:
+            found = found.to(inner.device)
+            torch.distributed.all_reduce(found)
         model.train(training)
+        probabilities = found.cpu().numpy()
         right = int((probabilities.argmax(1) == truth).sum())
         low, high = metrics.wilson(right, len(rows))
         of_truth = np.maximum(probabilities[np.arange(len(rows)), truth], np.finfo(np.float64).tiny)
@@ -262,20 +314,6 @@ class FineTuning:
                 look |= {"train_loss": train_loss, "learning_rate": rate}
                 looks[entry["step"]] = look | {"best": int(entry["step"] == state.best_global_step)}
         return list(looks.values())
-
-    def _report(self, modules: dict[str, "torch.nn.Linear"]) -> list[dict]:
-        """A row a matched module: its part, its size and what LoRA trains of it."""
-        rank = self.finetune.lora.r
-        return [
-            {
-                "module": name,
-                "part": lora.part(name),
-                "in_features": layer.in_features,
-                "out_features": layer.out_features,
-                "trainable_parameters": rank * (layer.in_features + layer.out_features),
-            }
-            for name, layer in modules.items()
-        ]
 
     def _save_adapter(self, checkpoint: Path, directory: Path, processor: "ProcessorMixin", look: dict) -> None:
         """The checkpoint's adapter as PEFT loads it, the processor, and a model card."""
@@ -300,7 +338,7 @@ class FineTuning:
             pipeline_tag="image-text-to-text",
             tags=["lora", "image-classification", self.task.name],
         )
-        knobs = json.dumps(self.finetune.model_dump(mode="json"), indent=2)
+        knobs = json.dumps(self.finetune.model_dump(mode="json", exclude={"track_with"}), indent=2)
         low, high = look["accuracy_low"], look["accuracy_high"]
         text = f"""\
 ---
@@ -334,6 +372,14 @@ Labels: {", ".join(self.task.labels)}. An answer reads `{self.task.answer(self.t
         return str(ModelCard(text))
 
 
+def _processes() -> "PartialState":
+    """Which of how many processes this is, as accelerate knows it."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def validation_rows(data: str, count: int, seed: int) -> list[int]:
     """`count` rows of a split (all, if it has fewer), spread over the labels as evenly as can be."""
     import numpy as np
@@ -347,11 +393,41 @@ def validation_rows(data: str, count: int, seed: int) -> list[int]:
     return sorted(sorted(order.tolist(), key=lambda row: rank[row])[:count])
 
 
+def _report(modules: dict[str, "torch.nn.Linear"], adapted: Any) -> list[dict]:
+    """A row a matched module: its part, its size and how much of it PEFT trains."""
+    trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
+    return [
+        {
+            "module": name,
+            "part": lora.part(name),
+            "in_features": layer.in_features,
+            "out_features": layer.out_features,
+            "trainable_parameters": sum(n for of, n in trained.items() if of.startswith(f"base_model.model.{name}.")),
+        }
+        for name, layer in modules.items()
+    ]
+
+
 def _samples(data: str, directory: Path) -> Any:
-    """The split's pictures and labels, decoded when they are asked for."""
+    """The split's pictures and labels, decoded when they are asked for; `directory` gets a copy of them."""
     from datasets import Dataset
 
     return Dataset.from_parquet(data, cache_dir=str(directory / "datasets"))
+
+
+class _FeatureRows:
+    """A split's rows by item (see vlm.sampling), with features in the place of pictures."""
+
+    def __init__(self, kept: features.Features, labels: Sequence[str]) -> None:
+        self.kept = kept
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, item: int) -> dict:
+        row = item % len(self)
+        return {"inputs": self.kept.row(row), "label": self._labels[row], "collate": self.kept.collate}
 
 
 class _Collator:
@@ -373,7 +449,10 @@ class _Collator:
 
         from vlm import model
 
-        batch = model.encode(self._processor, self._task, [row["image"].convert("RGB") for row in rows])
+        if "inputs" in rows[0]:
+            batch = rows[0]["collate"]([row["inputs"] for row in rows])
+        else:
+            batch = model.encode(self._processor, self._task, [row["image"].convert("RGB") for row in rows])
         answers = [torch.tensor(self._answers[row["label"]]) for row in rows]
         padding = self._processor.tokenizer.pad_token_id
         ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
@@ -471,6 +550,10 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError, SafetensorError):
         return False
     return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in checkpoint.glob(pattern))
+
+
+def _silent(event: Any) -> None:
+    """Says nothing."""
 
 
 def _once(emit: Emit) -> Emit:

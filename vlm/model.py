@@ -3,10 +3,12 @@
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm import pin
+from vlm import chat, hub, pin
 from vlm.errors import InputError
 from vlm.params import ImageParams, ModelConfig
 from vlm.task import Task
@@ -24,22 +26,27 @@ def load(
 
     An adapter is merged into the weights, which is faster, unless `merged` is false: then the model is PEFT's.
 
-    Raises InputError for a pinned model that has changed, or an adapter that is none or another model's.
+    Raises InputError for a pinned model that has changed, one that cannot be loaded or needs more than this GPU's
+    memory, and for an adapter that is none or another model's.
     """
+    config = pin.resolved_model(config)
     if adapter is not None:
         _verify_adapter(adapter, config)
     quiet_libraries()
     import torch
     from transformers import AutoModelForImageTextToText
 
+    _require_memory(config)
     processor = load_processor(config, image)
-    model = AutoModelForImageTextToText.from_pretrained(
-        config.id,
-        revision=hub_revision(config),
-        dtype=getattr(torch, config.dtype),
-        attn_implementation=config.attention,
-        use_safetensors=True,
-    )
+    with _one_line(config):
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.id,
+            revision=hub_revision(config),
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            local_files_only=True,
+        )
     if adapter is not None:
         from peft import PeftModel
 
@@ -62,10 +69,13 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
     quiet_libraries()
     from transformers import AutoProcessor
 
+    config = pin.resolved_model(config)
     pin.verify_model(config)
-    processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config))
+    require_files(config)
+    with _one_line(config):
+        processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config), local_files_only=True)
     processor.tokenizer.padding_side = "left"
-    # It would be saved with an adapter, and says only whether HF_HUB_OFFLINE was set here.
+    # It would be saved with an adapter, where it would keep others from loading the tokenizer.
     processor.tokenizer.init_kwargs.pop("local_files_only", None)
     wanted = {"max_image_tokens": image.max_tokens, "do_image_splitting": image.splitting}
     for attribute, value in wanted.items():
@@ -82,9 +92,54 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
     return processor
 
 
+def _require_memory(config: ModelConfig) -> None:
+    import torch
+
+    if config.memory_gib is None or not torch.cuda.is_available():
+        return
+    there = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if there < config.memory_gib:
+        raise InputError(
+            f"configs/models/{config.name}.yaml: memory_gib: {config.memory_gib:g} is the estimate, and "
+            f"{torch.cuda.get_device_name()} has {there:.0f}; a larger GPU or a smaller model would do"
+        )
+
+
+def require_files(config: ModelConfig) -> None:
+    """Downloads what is not yet in the cache: configuration, tokenizer, processor and weights as safetensors, no code.
+
+    Before transformers looks for them, for it neither waits for a Hub that is busy nor tries a torn connection again.
+    """
+    key = f"configs/models/{config.name}.yaml: id"
+    folder = config.folder
+    if folder is None:
+        wanted = ["*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors"]
+        folder = hub.download(config.id, hub_revision(config), wanted, "model", key)
+    if not (folder / "config.json").exists():
+        raise InputError(f"{key}: {config.id!r} holds no model: it has no config.json")
+    if not list(folder.glob("model*.safetensors")):
+        raise InputError(
+            f"{key}: {config.id!r} has no weights as safetensors (model.safetensors); other formats can run code when "
+            "they are loaded, and are not"
+        )
+
+
+@contextmanager
+def _one_line(config: ModelConfig) -> Iterator[None]:
+    """Turns what the libraries raise for a repository that they cannot use into one line."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"configs/models/{config.name}.yaml: id: {config.id!r} cannot be loaded as a model for text and pictures: "
+            f"{reason}"
+        ) from error
+
+
 def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]") -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU."""
-    prompt = processor.apply_chat_template(task.conversation(), add_generation_prompt=True, tokenize=False)
+    prompt = chat.prompt(processor, task)
     return processor(
         images=[[image] for image in images],
         text=[prompt] * len(images),
@@ -95,8 +150,8 @@ def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]")
 
 
 def hub_revision(config: ModelConfig) -> str | None:
-    """The Hub commit to load; a folder has none."""
-    return None if config.folder else config.revision
+    """The Hub commit to load; a folder has none. Raises InputError."""
+    return None if config.folder else pin.resolved_model(config).revision
 
 
 def device() -> "torch.device":

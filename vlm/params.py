@@ -24,19 +24,36 @@ Compute = Literal["auto", "local", "modal"]
 Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
-class ModelConfig(Frozen):
-    """configs/models/<name>.yaml: a model and what is special about it."""
+class ModelOptions(Frozen):
+    """The block `options` of a model's file, every key of it optional: how a model is loaded and trained.
+
+    In one block, for DVC tracks only keys that are there: it tracks the block, and what is beside it changes no result.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    learning_rate: float = Field(default=0.0002, gt=0)
+    # Of LoRA's presets: a pattern over module names for each part; a part that is missing is read off the module tree.
+    lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
+
+
+class _Model(Frozen):
+    """What is beside `options` in a model's file."""
 
     name: str
     id: str = Field(min_length=1)  # Hub id, or a folder
     revision: str | None = None  # Hub commit, or sha256:... of a folder; written by `python -m vlm.pin`
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     runs_on_cpu: bool = False
     gpu: str = "L4"  # on Modal, where params.yaml's modal.gpu does not say otherwise; one of configs/gpus.yaml
-    learning_rate: float = Field(default=0.0002, gt=0)
-    # Of LoRA's presets: a pattern over module names for each part; a part that is missing is read off the module tree.
-    lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
+    memory_gib: float | None = Field(default=None, gt=0)  # estimate of what it takes to evaluate it on a GPU
+
+
+class _ModelFile(_Model):
+    options: ModelOptions
+
+
+class ModelConfig(_Model, ModelOptions):
+    """configs/models/<name>.yaml, with its `options` taken out of their block: a model and what is special about it."""
 
     @property
     def folder(self) -> Path | None:
@@ -96,6 +113,8 @@ class FinetuneParams(Frozen):
     patience: int | None = Field(gt=0)
     balance: Literal["none", "sqrt", "uniform"]
     augment: Literal["none", "light", "strong"]
+    cache_image_features: float = Field(ge=0)
+    track_with: list[Literal["dvclive", "wandb"]]
     lora: LoraParams
 
 
@@ -143,7 +162,10 @@ def load_params(path: str = "params.yaml") -> Params:
 
 
 def load_model(name: str) -> ModelConfig:
-    return _validate(ModelConfig, *_named_file(name, "models"))
+    values, path = _named_file(name, "models")
+    values.setdefault("options", {})  # then DVC would not run it, for it tracks the block; other commands can
+    file = _validate(_ModelFile, values | {"options": values["options"] or {}}, path)
+    return ModelConfig(**file.model_dump(exclude={"options"}), **file.options.model_dump())
 
 
 def load_task(name: str) -> Task:

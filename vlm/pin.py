@@ -16,34 +16,56 @@ from ruamel.yaml.nodes import MappingNode
 
 from vlm import hub
 from vlm.errors import InputError, reported
-from vlm.params import ModelConfig, load_model, load_params, load_task
+from vlm.params import ModelConfig, Params, load_model, load_params, load_task
 from vlm.task import Task
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def verify_model(model: ModelConfig) -> None:
-    """Compares a model with its pin; warns, once, where there is none. Raises InputError for a change."""
+def resolved(params: Params) -> Params:
+    """The parameters with the model's commit for its revision: what a job is made of. Raises InputError."""
+    return params.model_copy(update={"model": resolved_model(params.model)})
+
+
+def resolved_model(model: ModelConfig) -> ModelConfig:
+    """The model with the commit that its revision stands for; warns, once, where it is not pinned. Raises InputError.
+
+    A folder is as it is; `verify_model` compares it with its pin.
+    """
     file = _file("models", model.name)
     if model.folder is not None:
-        _verify_folder(model.folder, model.revision, file, "revision")
-    elif _HASH.fullmatch(model.revision or ""):
+        return model
+    if _HASH.fullmatch(model.revision or ""):
         raise InputError(
             f"{file}: id: {model.id!r} is no folder here, and revision is a folder's hash; "
             "`git checkout` or `dvc pull` brings the folder back"
         )
-    elif not _COMMIT.fullmatch(model.revision or ""):
-        _warn_unpinned(file, "revision")
+    found = hub.commit(model.id, model.revision, "model", f"{file}: id")
+    if found.since is not None:
+        _warn_moving(file, "revision", model.revision, found)
+    return model.model_copy(update={"revision": found.sha})
 
 
-def verify_source(task: Task) -> None:
-    """Compares a task's pictures with their pin; warns, once, where there is none. Raises InputError for a change."""
-    file = _file("tasks", task.name)
-    if task.source.folder is not None:
-        _verify_folder(Path(task.source.folder), task.source.sha256, file, "source.sha256")
-    elif task.source.hub is not None and not _COMMIT.fullmatch(task.source.revision or ""):
-        _warn_unpinned(file, "source.revision")
+def verify_model(model: ModelConfig) -> None:
+    """Compares a model's folder with its pin; warns, once, where there is none. Raises InputError for a change."""
+    if model.folder is not None:
+        _verify_folder(model.folder, model.revision, _file("models", model.name), "revision")
+
+
+def verify_source(task: Task) -> str | None:
+    """The commit of a task's data set; None for a folder, which is compared with its pin.
+
+    Warns, once, where there is no pin. Raises InputError for a folder that has changed.
+    """
+    file, source = _file("tasks", task.name), task.source
+    if source.folder is not None:
+        _verify_folder(Path(source.folder), source.sha256, file, "source.sha256")
+    if source.hub is None:
+        return None
+    found = hub.commit(source.hub, source.revision, "dataset", f"{file}: source.hub")
+    if found.since is not None:
+        _warn_moving(file, "source.revision", source.revision, found)
+    return found.sha
 
 
 def folder_hash(folder: Path) -> str:
@@ -101,6 +123,15 @@ def _verify_folder(folder: Path, pinned: str | None, file: Path, key: str) -> No
             f"{file}: {key}: {folder} has changed: expected {pinned}, found {found}; "
             f"run `{_command(file)}` if the change is meant"
         )
+
+
+@cache
+def _warn_moving(file: Path, key: str, revision: str | None, found: hub.Commit) -> None:
+    print(
+        f"warning: {file}: {key}: not pinned; all stages here use {found.sha}, which {revision or 'its newest commit'} "
+        f"was on {found.since}; `{_command(file)}` pins the one of today",
+        file=sys.stderr,
+    )
 
 
 @cache

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlm import chat
 from vlm.errors import InputError
 from vlm.model import encode
 from vlm.task import Task
@@ -46,8 +47,8 @@ def turn_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
     The turn's text is what the chat template adds to the prompt, tokenised in one piece. It has an end-of-turn token.
     """
     tokenizer = processor.tokenizer
-    prompt = task.conversation()
-    before = processor.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    prompt = chat.messages(processor, task)
+    before = chat.prompt(processor, task)
     tokens = []
     for label in task.labels:
         turn = {"role": "assistant", "content": [{"type": "text", "text": task.answer(label)}]}
@@ -248,7 +249,7 @@ class Posterior:
         sample = encode(processor, task, [Image.new("RGB", (64, 64))])
         if {"token_type_ids", "mm_token_type_ids"} & set(sample) or not self._uses_cache:
             return None
-        prompt = processor.apply_chat_template(task.conversation(), add_generation_prompt=True, tokenize=False)
+        prompt = chat.prompt(processor, task)
         before = processor.tokenizer(prompt.split(processor.image_token)[0], add_special_tokens=False)["input_ids"]
         ids, length = sample["input_ids"][0].tolist(), 0
         while length < len(before) and ids[length] == before[length]:

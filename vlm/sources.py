@@ -144,8 +144,7 @@ def _read_metadata(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _hub_pools(task: Task) -> dict[str, Pool]:
     source, file = task.source, f"configs/tasks/{task.name}.yaml"
-    pin.verify_source(task)
-    commit = hub.resolve(source.hub, source.revision, "dataset", f"{file}: source.hub")
+    commit = pin.verify_source(task)
     folder = hub.download(source.hub, commit, ["README.md"], "dataset", f"{file}: source.hub")
     card = _card(folder / "README.md")
     return {

@@ -1,7 +1,11 @@
 import dataclasses
 import hashlib
 import json
+import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlm import batching, dataset, lora, model
 from vlm.errors import InputError
-from vlm.events import Log, Scalars
+from vlm.events import Log, Progress, Scalars
 from vlm.finetuning import FineTuning, last_checkpoint, validation_rows
 from vlm.params import LearningRateScale
 
@@ -139,6 +143,19 @@ def test_results(job, tmp_path):
     }
 
 
+def test_what_is_passed_on_to_peft(job, tmp_path):
+    lora = job.finetune.lora.model_copy(update={"rslora": True, "dora": True, "bias": "lora_only", "dropout": 0.0})
+    chosen = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"lora": lora}))
+    files = adapter(chosen, tmp_path)
+    config = json.loads(files["adapter_config.json"])
+    assert (config["use_rslora"], config["use_dora"], config["bias"]) == (True, True, "lora_only")
+    table = pd.read_csv(tmp_path / "modules.csv")
+    plain = 4 * (table["in_features"] + table["out_features"])
+    assert (table["trainable_parameters"] >= plain + table["out_features"]).all()  # DoRA's magnitudes
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert table["trainable_parameters"].sum() == metrics["trainable_parameters"]
+
+
 def test_the_best_checkpoint_on_validation_is_the_adapter_and_the_last_one_is_kept(job, tmp_path):
     for select_by, best_of in (("accuracy", max), ("eval_loss", min)):
         directory = tmp_path / select_by
@@ -224,6 +241,73 @@ def test_an_interrupted_training_ends_with_the_same_adapter_and_repeats_no_finis
     # What DVCLive shows is whole, too: the earlier steps come from the checkpoint.
     assert [e for e in events if isinstance(e, Scalars)] == [e for e in whole_events if isinstance(e, Scalars)]
     assert json.loads((tmp_path / "parts" / "runtime.json").read_text())["samples"] == 8
+
+
+KILLED = """
+import os, pickle, signal, sys
+from pathlib import Path
+
+def die(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("checkpoint-8/trainer_state.json") and "w" in str(arguments[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die)
+job = pickle.loads(Path(sys.argv[1]).read_bytes())
+job.run(Path(sys.argv[2]), lambda event: None)
+"""
+
+
+def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_adapter(job, tmp_path):
+    """In the second epoch, with labels drawn at random and image features kept: bit for bit, all the same."""
+    knobs = job.finetune.model_copy(update={"epochs": 2, "balance": "sqrt"})
+    job = dataclasses.replace(job, finetune=knobs)
+    whole = adapter(job, tmp_path / "whole")
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    (tmp_path / "parts").mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "job", tmp_path / "parts"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "parts/checkpoints/checkpoint-8/adapter_model.safetensors").exists()
+    assert last_checkpoint(tmp_path / "parts" / "checkpoints").name == "checkpoint-6"
+    assert adapter(job, tmp_path / "parts") == whole
+
+
+def test_kept_image_features_change_nothing_but_the_time(job, tmp_path):
+    knobs = job.finetune.model_copy(update={"epochs": 2})
+    tables = []
+    for budget in (1, 0):
+        chosen = dataclasses.replace(job, finetune=knobs.model_copy(update={"cache_image_features": budget}))
+        events = []
+        adapter(chosen, tmp_path / str(budget), events.append)
+        kept = any(isinstance(event, Progress) and event.unit == "picture encoded" for event in events)
+        assert kept == bool(budget)
+        tables.append(pd.read_csv(tmp_path / str(budget) / "checkpoints.csv"))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "pattern"),
+    [
+        ({"epochs": 1}, "language"),
+        ({"augment": "light"}, "language"),
+        ({}, "language+projector+vision"),
+        ({"bias": "all"}, "language"),
+    ],
+)
+def test_image_features_are_not_kept_where_they_change_or_are_wanted_once(job, knobs, pattern, tmp_path):
+    bias = knobs.pop("bias", "none")
+    job = with_modules(job, pattern)
+    lora = job.finetune.lora.model_copy(update={"bias": bias})
+    job = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"epochs": 2, **knobs, "lora": lora}))
+    events = []
+
+    def stop_at_first_step(event):
+        events.append(event)
+        if isinstance(event, Scalars):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapter(job, tmp_path, stop_at_first_step)
+    assert not any(isinstance(event, Progress) and event.unit == "picture encoded" for event in events)
 
 
 def test_a_truncated_checkpoint_is_passed_over(job, tmp_path):

@@ -27,17 +27,20 @@ finetune:
   patience: null
   balance: none
   augment: none
+  cache_image_features: 16
+  track_with: [dvclive]
   lora: {modules: language, r: 8, alpha: 16, dropout: 0.05, rslora: false, dora: false, bias: none}
 final_eval: {adapter: best}
 """
 MODEL = """\
 id: org/small
 revision: null
-dtype: float32
-attention: sdpa
 runs_on_cpu: true
-learning_rate: 5e-4
-lora_modules: {language: '.*\\.q_proj'}
+options:
+  dtype: float32
+  attention: sdpa
+  learning_rate: 5e-4
+  lora_modules: {language: '.*\\.q_proj'}
 """
 TASK = """\
 source: {folder: pets}
@@ -76,6 +79,13 @@ def test_the_three_files_become_one_frozen_object():
     assert (params.task.name, params.task.labels, params.task.aliases) == ("pets", ("cat", "dog"), {"cat": ["kitten"]})
     with pytest.raises(ValueError):
         params.seed = 24
+
+
+@pytest.mark.parametrize("options", ["options: {}\n", "options:\n", ""])
+def test_a_models_file_of_three_lines_takes_the_usual(options):
+    Path("configs/models/small.yaml").write_text(f"id: org/small\nrevision: null\n{options}")
+    model = load_model("small")
+    assert (model.dtype, model.attention, model.learning_rate, model.lora_modules) == ("bfloat16", "sdpa", 0.0002, {})
 
 
 def test_yaml_is_read_as_dvc_reads_it():
@@ -124,16 +134,31 @@ def test_a_bad_value_in_params_yaml_is_one_line(old, new, message):
         ("id: org/small\n", "", "id: is missing; add it"),
         ("id: org/small", "id: ''", "id: '' should not be empty"),
         ("id: org/small", "id: 3", "id: 3 should be text; put it in quotes"),
-        ("dtype: float32", "dtype: float8", "dtype: 'float8' should be 'float32', 'bfloat16' or 'float16'"),
+        ("dtype: float32", "dtype: float8", "options.dtype: 'float8' should be 'float32', 'bfloat16' or 'float16'"),
         ("runs_on_cpu: true", "runs_on_cpu: 'yes'", "runs_on_cpu: 'yes' should be true or false"),
-        ("learning_rate: 5e-4", "learning_rate: 0", "learning_rate: 0 should be greater than 0"),
+        ("learning_rate: 5e-4", "learning_rate: 0", "options.learning_rate: 0 should be greater than 0"),
         (
             "language: '.*\\.q_proj'",
             "language: '*q'",
-            "lora_modules.language: '*q' should be a regular expression: nothing to repeat",
+            "options.lora_modules.language: '*q' should be a regular expression: nothing to repeat",
         ),
-        ("attention: sdpa", "gpu: H100", "gpu: there is no such key; the keys here are id, revision, dtype, attention"),
-        ("attention: sdpa", "name: small", "name: there is no such key; the file's own name is the name"),
+        (
+            "attention: sdpa",
+            "precision: high",
+            "options.precision: there is no such key; the keys here are dtype, attention",
+        ),
+        (
+            "runs_on_cpu: true",
+            "runs_on_gpu: true",
+            "runs_on_gpu: there is no such key; the keys here are id, revision, runs_on_cpu, memory_gib, options",
+        ),
+        (
+            "runs_on_cpu: true",
+            "dtype: float32",
+            "dtype: there is no such key; the keys here are id, revision, runs_on_cpu, memory_gib, options",
+        ),
+        ("options:\n", "optoins:\n", "optoins: there is no such key; the keys here are id, revision, runs_on_cpu"),
+        ("runs_on_cpu: true", "name: small", "name: there is no such key; the file's own name is the name"),
         (MODEL, "- id\n", "should be a mapping of keys to values"),
         (MODEL, "", "should be a mapping of keys to values"),
     ],

@@ -1,10 +1,12 @@
+import json
 import sys
 from pathlib import Path
 
+import platformdirs
 import pytest
 from ruamel.yaml import YAML
 
-from vlm import pin
+from vlm import hub, pin
 from vlm.errors import InputError
 from vlm.params import ModelConfig
 from vlm.task import Task
@@ -33,6 +35,7 @@ prompt:
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pin._warn_unpinned.cache_clear()
+    pin._warn_moving.cache_clear()
     for folder in ("configs/models", "configs/tasks", "models/small", "pets/cat"):
         Path(folder).mkdir(parents=True)
     Path("configs/models/small.yaml").write_text(MODEL)
@@ -40,6 +43,17 @@ def work(tmp_path, monkeypatch):
     Path("models/small/config.json").write_text("{}")
     Path("pets/cat/1.jpg").write_text("a cat")
     return tmp_path
+
+
+def remember(*revisions: tuple[str, str, str | None]) -> None:
+    """As if the Hub had been asked for them at noon."""
+    commits = {
+        hub._name(repo, revision, kind): {"commit": COMMIT, "since": "2026-11-23 12:00 UTC"}
+        for kind, repo, revision in revisions
+    }
+    path = platformdirs.user_cache_path("vlm-pipeline") / "revisions.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(commits))
 
 
 def model(**values) -> ModelConfig:
@@ -183,16 +197,19 @@ def test_a_pinned_folder_that_has_changed_is_one_line():
     )
 
 
-@pytest.mark.parametrize("revision", [None, "main"])
-def test_what_is_not_pinned_warns_once_and_says_how(revision, capsys):
+@pytest.mark.parametrize(("revision", "called"), [(None, "its newest commit"), ("main", "main")])
+def test_what_is_not_pinned_warns_once_and_names_the_commit_in_use(revision, called, capsys):
+    remember(("model", "org/small", revision), ("dataset", "org/pets", revision))
     for _ in range(2):
-        pin.verify_model(model(id="org/small", revision=revision))
-        pin.verify_source(task({"hub": "org/pets", "revision": revision}))
+        assert pin.resolved_model(model(id="org/small", revision=revision)).revision == COMMIT
+        assert pin.verify_source(task({"hub": "org/pets", "revision": revision})) == COMMIT
     assert capsys.readouterr().err.splitlines() == [
-        "warning: configs/models/small.yaml: revision: not pinned, so results may change with what it names; "
-        "`python -m vlm.pin --model small` pins it",
-        "warning: configs/tasks/pets.yaml: source.revision: not pinned, so results may change with what it names; "
-        "`python -m vlm.pin --task pets` pins it",
+        f"warning: configs/{file}: not pinned; all stages here use {COMMIT}, which {called} was on 2026-11-23 12:00 "
+        f"UTC; `python -m vlm.pin --{kind}` pins the one of today"
+        for file, kind in (
+            ("models/small.yaml: revision", "model small"),
+            ("tasks/pets.yaml: source.revision", "task pets"),
+        )
     ]
 
 
@@ -203,11 +220,11 @@ def test_unpinned_folders_warn_too(capsys):
 
 
 def test_a_pinned_commit_is_quiet(capsys):
-    pin.verify_model(model(id="org/small", revision=COMMIT))
-    pin.verify_source(task({"hub": "org/pets", "revision": COMMIT}))
+    assert pin.resolved_model(model(id="org/small", revision=COMMIT)).revision == COMMIT
+    assert pin.verify_source(task({"hub": "org/pets", "revision": COMMIT})) == COMMIT
     assert capsys.readouterr().err == ""
 
 
 def test_a_pinned_folder_that_is_gone_is_not_looked_for_on_the_hub():
     with pytest.raises(InputError, match="id: 'models/gone' is no folder here"):
-        pin.verify_model(model(id="models/gone", revision="sha256:" + "0" * 64))
+        pin.resolved_model(model(id="models/gone", revision="sha256:" + "0" * 64))

@@ -1,7 +1,7 @@
 """Where a job runs, and the way of its results to the stage that asked for them."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -24,18 +24,24 @@ class Job(Protocol):
 
 
 @contextmanager
-def run(job: Job, compute: Compute, modal: ModalParams, live: str | None = None) -> Iterator[Path]:
+def run(
+    job: Job,
+    compute: Compute,
+    modal: ModalParams,
+    live: str | None = None,
+    track_with: Sequence[str] = ("dvclive",),
+) -> Iterator[Path]:
     """Runs `job` and gives the folder of its result files, which is removed when the block ends without an error.
 
-    Scalars that the job reports go to DVCLive in the folder `live`. What a killed run has finished is not repeated.
-    Raises InputError for what the user can put right, wherever the job ran.
+    Scalars that the job reports go to the trackers of `track_with`, DVCLive's to the folder `live`. What a killed run
+    has finished is not repeated. Raises InputError for what the user can put right, wherever the job ran.
     """
     if place(job.model, compute) == "local":
-        running = local.run(job, live)
+        running = local.run(job, live, track_with)
     else:
         from vlm.compute import modal as on_modal
 
-        running = on_modal.run(job, modal, live)
+        running = on_modal.run(job, modal, live, track_with)
     with running as directory:
         yield directory
 

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import platformdirs
 from pydantic_core import to_json
 
 import vlm
+from vlm.compute.tracking import tracker
 from vlm.events import Event, Log, Scalars
 from vlm.progress import ProgressBar
 
@@ -23,12 +24,12 @@ _FORGET_AFTER = 30 * 24 * 3600  # seconds; unfinished work that nobody came back
 
 
 @contextmanager
-def run(job: "Job", live: str | None) -> Iterator[Path]:
-    """Runs `job` in its folder (see `reserved`), and gives the folder. Scalars go to DVCLive in `live`."""
+def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
+    """Runs `job` in its folder (see `reserved`), and gives the folder. Scalars go to trackers, DVCLive's to `live`."""
     with reserved(key(job)) as (directory, bar), ExitStack() as stack:
         if any(directory.iterdir()):
             bar(Log("going on with what an earlier run has finished"))
-        scalars = stack.enter_context(dvclive(live)) if live else None
+        scalars = stack.enter_context(tracker(track_with, live, directory.name)) if live else None
 
         def emit(event: Event) -> None:
             if not isinstance(event, Scalars):
@@ -75,7 +76,7 @@ def key(job: "Job") -> str:
 
     It does not change with what the model's file says of where the model can run.
     """
-    digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu"}}))
+    digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu", "memory_gib"}}))
     code = sorted(Path(vlm.__file__).parent.rglob("*.py"))
     data = [file for path in map(Path, job.inputs) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     for file in [*code, *data]:
@@ -83,23 +84,6 @@ def key(job: "Job") -> str:
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return f"{type(job).__name__.lower()}-{digest.hexdigest()[:32]}"
-
-
-@contextmanager
-def dvclive(directory: str) -> Iterator:
-    """A consumer of Scalars that writes them where `dvc plots` and editors look."""
-    from dvclive import Live
-
-    # The stage owns dvc.yaml and the experiment; DVCLive only writes the points.
-    with Live(directory, dvcyaml=False, save_dvc_exp=False) as live:
-
-        def log(event: Scalars) -> None:
-            live.step = event.step
-            for name, value in event.values.items():
-                live.log_metric(name, value)
-            live.make_summary()
-
-        yield log
 
 
 def _forget_old_work(jobs: Path) -> None:

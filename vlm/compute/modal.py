@@ -4,13 +4,13 @@ A job is one detached app with one call of `conduct`, whose id is kept in the jo
 finds one there goes on watching it. A process that only drives Modal imports neither torch nor transformers.
 """
 
+import dataclasses
 import io
 import json
 import queue
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from modal import exception as refused
 import vlm
 from vlm import pin
 from vlm.compute import local, prices, remote
+from vlm.compute.tracking import tracker
 from vlm.errors import InputError
 from vlm.events import Event, Log, Progress, Scalars
 from vlm.params import ModalParams
@@ -33,6 +34,7 @@ _DAY = 24 * 3600  # seconds; the longest that Modal lets an attempt take
 _GRACE = 300  # seconds that Modal gives a job beyond its own limit
 _PATIENCE = 60.0  # seconds without a network that a watching process bears
 _RETRIES = modal.Retries(initial_delay=0.0, max_retries=10)  # of preempted and crashed attempts
+_Tracked = Callable[[], AbstractContextManager]  # gives a consumer of scalars, or None if nobody wants them
 _UNREACHABLE = (refused.ConnectionError, refused.ServiceError, refused.InternalError, ConnectionError)
 
 app = modal.App("vlm-pipeline")
@@ -92,16 +94,19 @@ def options(request: remote.Request) -> dict:
 
 
 @contextmanager
-def run(job: "Job", params: ModalParams, live: str | None) -> Iterator[Path]:
-    """Runs `job` on Modal and gives a folder of its results. Scalars go to DVCLive in `live`.
+def run(job: "Job", params: ModalParams, live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
+    """Runs `job` on Modal and gives a folder of its results. Scalars go to trackers, DVCLive's to `live`.
 
     Goes on with a call that an earlier process has begun. Ctrl-C ends what runs there; a lost process does not.
     Raises InputError for what the user can put right.
     """
+    job = dataclasses.replace(job, model=pin.resolved_model(job.model))
     key = local.key(job)
     with local.reserved(f"{key}-modal") as (directory, bar):
         with _explained():
-            result, request = _result(job, key, params, directory, bar, live)
+            result, request = _result(
+                job, key, params, directory, bar, lambda: tracker(track_with, live, key) if live else nullcontext()
+            )
             _download(result, directory)
         yield directory
         with suppress(refused.Error, OSError):  # what stays there does no harm
@@ -110,7 +115,7 @@ def run(job: "Job", params: ModalParams, live: str | None) -> Iterator[Path]:
 
 
 def _result(
-    job: "Job", key: str, params: ModalParams, directory: Path, bar: Callable[[Event], None], live: str | None
+    job: "Job", key: str, params: ModalParams, directory: Path, bar: Callable[[Event], None], tracked: "_Tracked"
 ) -> tuple[dict, remote.Request]:
     """What `conduct` gives for the job, and the request that it was given: an earlier process's, if there is one."""
     kept = directory / "call.json"
@@ -121,12 +126,12 @@ def _result(
         call = _started(request, hub, kept, bar)
     else:
         bar(Log(f"going on with the job that runs on Modal ({request.gpu})"))
-    shown = _Shown(bar, live)
     try:
-        for entry in _record(request):
-            shown(entry)
-        result = _watched(call, request, shown)
-        shown.settle(_record(request))
+        with closing(_Shown(bar, tracked)) as shown:
+            for entry in _record(request):
+                shown(entry)
+            result = _watched(call, request, shown)
+            shown.settle(_record(request))
     except KeyboardInterrupt:
         _cancel(call, request, bar)
         kept.unlink(missing_ok=True)
@@ -138,8 +143,6 @@ def _result(
     except refused.Error:
         _cancel(call, request, bar)
         raise
-    finally:
-        shown.close()
     if "files" in result:
         bar(Log(f"{result['gpu_seconds']:g} s of {result['gpu']} on Modal, about ${result['dollars']:.2f}"))
         return result, request
@@ -152,7 +155,9 @@ def _result(
 
 def _request(job: "Job", key: str, params: ModalParams) -> remote.Request:
     """Uploads what the job reads, if it is not there, and says how to run it."""
+    shared = hasattr(job, "answer")  # an evaluation: containers share its batches, but it runs on one GPU
     gpu = params.gpu or job.model.gpu
+    gpu = gpu.partition(":")[0] if shared else gpu
     where = "params.yaml: modal.gpu" if params.gpu else f"configs/models/{job.model.name}.yaml: gpu"
     price = prices.dollars_per_second(gpu, where)
     folder = job.model.folder
@@ -164,7 +169,7 @@ def _request(job: "Job", key: str, params: ModalParams) -> remote.Request:
         from_hub=folder is None,
         gpu=gpu,
         dollars_per_second=price,
-        containers=params.containers if hasattr(job, "answer") else 1,
+        containers=params.containers if shared else 1,
         max_dollars=params.max_dollars,
         seconds=params.timeout * 3600,
         region=params.region,
@@ -319,11 +324,11 @@ def _cancel(call: modal.FunctionCall, request: remote.Request, bar: Callable) ->
 class _Shown:
     """Shows a job's events as they come from its containers, none twice, and puts them right at the end."""
 
-    def __init__(self, bar: Callable[[Event], None], live: str | None) -> None:
+    def __init__(self, bar: Callable[[Event], None], tracked: "_Tracked") -> None:
         self._bar = bar
-        self._folder = live
-        self._live = local.dvclive(live) if live else None
-        self._log = self._live.__enter__() if self._live else None
+        self._tracked = tracked
+        self._open = ExitStack()
+        self._track = self._open.enter_context(tracked())
         self._known: set[tuple[int, int, int]] = set()
         self._done: dict[tuple[int, str], dict[int, int]] = {}
         self._points: list[tuple[int, str, float]] = []
@@ -340,30 +345,26 @@ class _Shown:
             self._bar(Progress(sum(done.values()), event.total, event.unit))
         elif isinstance(event, Log):
             self._bar(event)
-        elif self._log:
+        elif self._track:
             self._draw(event)
 
     def settle(self, record: list[dict]) -> None:
-        """Draws the points anew if some were missed or came in another order than the record has them."""
+        """Tracks the scalars anew if some were missed or came in another order than the record has them."""
         events = [remote.event_of(entry) for entry in record if entry["type"] == "Scalars"]
         recorded = [(event.step, name, value) for event in events for name, value in event.values.items()]
-        if self._live and recorded != self._points:
+        if self._track and recorded != self._points:
             self.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._live = local.dvclive(self._folder)
-            self._log = self._live.__enter__()
+            self._track = self._open.enter_context(self._tracked())  # DVCLive begins with an empty folder
             self._points = []
             for event in events:
                 self._draw(event)
 
     def close(self) -> None:
-        if self._live:
-            self._live.__exit__(None, None, None)
-        self._live = self._log = None
+        self._open.close()
 
     def _draw(self, event: Scalars) -> None:
         self._points += [(event.step, name, value) for name, value in event.values.items()]
-        self._log(event)
+        self._track(event)
 
 
 def _download(result: dict, directory: Path) -> None:
@@ -419,4 +420,4 @@ def failure(error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return " ".join(str(error).split())[:300] or type(error).__name__

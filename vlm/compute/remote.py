@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from vlm.compute import Job
 
 _SAVE_EVERY = 30.0  # seconds at most between saves of unfinished work, and earlier a tenth of what an attempt has taken
-_LEFT_OUT = {"datasets"}  # folders that need not survive an attempt: what Hugging Face's `datasets` caches
+_LEFT_OUT = {"scratch"}  # folders of a job that need not survive an attempt: what can be made again
 _HOPELESS = 3  # attempts in a row that were killed at the same place
-_WEIGHTS = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]  # of a model's repository
 # What the second try may pass: a lost connection, a GPU that fell ill. Everything else fails again, at a GPU's price.
 _PASSING = (ConnectionError, TimeoutError)
 
@@ -138,8 +137,10 @@ def _run(request: Request, shard: int, directory: Path, emit: Callable[[Event], 
     job = request.rebuilt()
     if request.containers > 1:
         job.answer(directory, emit, (shard, request.containers))
-    elif request.gpus() > 1 and hasattr(job, "train"):
-        raise InputError("params.yaml: modal.gpu: fine-tuning on several GPUs is not wired up yet")
+    elif request.gpus() > 1:
+        from vlm.compute import processes
+
+        processes.run(job, directory, emit, request.gpus())
     else:
         job.run(directory, emit)
 
@@ -215,12 +216,9 @@ def _calls(
 
 def _download(request: Request, commit: Callable[[], None]) -> None:
     """The model's weights and processor into the volume's cache; what is there is not asked for again."""
-    from vlm import hub
+    from vlm import model
 
-    model = request.rebuilt().model
-    key = f"configs/models/{model.name}.yaml: id"
-    commit_id = hub.resolve(model.id, model.revision, "model", key)
-    hub.download(model.id, commit_id, _WEIGHTS, "model", key)
+    model.require_files(request.rebuilt().model)
     commit()
 
 
@@ -309,7 +307,7 @@ class _Limits:
         dollars = (self._all + now) * self._request.dollars_per_second * self._request.containers
         if most is not None and dollars > most:
             raise InputError(
-                f"params.yaml: modal.max_dollars: the job has cost ${dollars:.2f}, more than {most:g}; what is "
+                f"params.yaml: modal.max_dollars: the job has cost ${dollars:.4g}, more than {most:g}; what is "
                 "finished is kept, and with a larger modal.max_dollars `dvc repro` goes on from there"
             )
         if self._of_this_run + now > self._request.seconds:

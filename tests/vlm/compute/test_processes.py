@@ -1,0 +1,62 @@
+import dataclasses
+import re
+
+import pandas as pd
+import pytest
+
+from vlm.compute import processes
+from vlm.errors import InputError
+from vlm.events import Log, Progress, Scalars
+from vlm.finetuning import FineTuning
+
+
+@pytest.fixture
+def job(task, tiny, image_params, finetune_params, make_split):
+    lora = finetune_params.lora.model_copy(update={"dropout": 0.0})  # each process has a stream of its own
+    knobs = finetune_params.model_copy(update={"epochs": 2, "eval_steps": 4, "lora": lora})
+    split, validation = make_split("train", 16), make_split("test", 8)
+    return FineTuning(task, tiny, image_params, knobs, seed=5, train=split, validation=validation)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(job, tmp_path):
+    """By gloo on this machine's CPU: the same losses, step by step, and files as one process writes them."""
+    curves = []
+    for count in (1, 2):
+        directory, events = tmp_path / str(count), []
+        directory.mkdir()
+        if count == 1:
+            job.run(directory, events.append)
+        else:
+            processes.run(job, directory, events.append, count)
+        scalars = [event for event in events if isinstance(event, Scalars)]
+        curves.append([(event.step, name, value) for event in scalars for name, value in event.values.items()])
+        assert [e.done for e in events if isinstance(e, Progress) and e.unit == "step"] == [0, *range(1, 9)]
+    one, two = (pd.DataFrame(curve, columns=["step", "name", "value"]) for curve in curves)
+    pd.testing.assert_frame_equal(one, two, rtol=1e-3, atol=1e-5)
+    names = [sorted(path.relative_to(tmp_path / n).as_posix() for path in (tmp_path / n).glob("*")) for n in "12"]
+    assert names[0] == names[1]
+    tables = [pd.read_csv(tmp_path / n / "checkpoints.csv") for n in "12"]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_an_input_error_is_one_line_here_too(job, tmp_path):
+    odd = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"batch_size": 5}))
+    with pytest.raises(InputError, match=re.escape("finetune.batch_size: 5 should be a multiple of 2 processes")):
+        processes.run(odd, tmp_path, lambda event: None, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    def run(self, directory, emit):
+        emit(Log("here"))
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.slow
+def test_a_bug_is_shown_whole(tmp_path):
+    events = []
+    with pytest.raises(RuntimeError, match="a bug"):
+        processes.run(Broken(), tmp_path, events.append, 1)
+    assert events == [Log("here")]

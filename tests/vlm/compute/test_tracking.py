@@ -1,0 +1,42 @@
+import sys
+
+import pandas as pd
+import pytest
+
+from vlm.compute.tracking import tracker
+from vlm.errors import InputError
+from vlm.events import Scalars
+
+
+def test_dvclive_writes_the_points_and_no_pipeline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with tracker(["dvclive"], "live", "run") as log:
+        for step in (1, 2):
+            log(Scalars(step, {"train/loss": 1 / step}))
+    table = pd.read_csv("live/plots/metrics/train/loss.tsv", sep="\t")
+    assert table[["step", "loss"]].values.tolist() == [[1, 1.0], [2, 0.5]]
+    assert [path.name for path in tmp_path.iterdir()] == ["live"]
+    assert "wandb" not in sys.modules
+
+
+def test_no_tracker_is_fine(tmp_path):
+    with tracker([], "live", "run") as log:
+        log(Scalars(1, {"train/loss": 1.0}))
+
+
+def test_wandb_is_wanted_only_when_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"finetune\.track_with: wandb is not installed"), tracker(["wandb"], "", "r"):
+        pass
+
+
+def test_wandb_gets_the_points(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is optional and not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with tracker(["wandb"], "live", "run7") as log:
+        for step in (1, 2):
+            log(Scalars(step, {"train/loss": 1 / step}))
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*-run7")
+    assert any(b"train/loss" in path.read_bytes() for path in folder.glob("*.wandb"))
