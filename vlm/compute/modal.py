@@ -7,6 +7,7 @@ finds one there goes on watching it. A process that only drives Modal imports ne
 import dataclasses
 import io
 import json
+import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vlm.compute import Job
 
 PYTHON = "3.11"  # the oldest that pyproject.toml allows
-_MOUNT = Path("/volume")
+_MOUNT, _DISK = Path("/volume"), Path("/work")
 _DAY = 24 * 3600  # seconds; the longest that Modal lets an attempt take
 _GRACE = 300  # seconds that Modal gives a job beyond its own limit
 _PATIENCE = 60.0  # seconds without a network that a watching process bears
@@ -54,12 +55,13 @@ def work(request: str, shard: int, since: float) -> dict:
     """remote.work in a container of its own, with a GPU."""
     asked = remote.Request.model_validate_json(request)
     volume.reload()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the weights are there; nothing else is to be asked for
 
     def send(entries: list[dict]) -> None:
         if entries:
             _events(asked.key).put_many(entries, block=False)
 
-    return remote.work(asked, shard, since, _MOUNT, volume.commit, send)
+    return remote.work(asked, shard, since, _MOUNT, _DISK, volume.commit, send)
 
 
 @app.function(image=image, volumes={_MOUNT: volume}, timeout=_DAY, retries=_RETRIES)
@@ -74,14 +76,14 @@ def conduct(request: str) -> dict:
     def wait(call: str, seconds: float | None) -> dict:
         try:
             return modal.FunctionCall.from_id(call).get(timeout=seconds)
-        except TimeoutError:
-            raise
         except _UNREACHABLE:
             raise  # it is not the work that failed
         except Exception as error:
+            if isinstance(error, TimeoutError) and seconds is not None:
+                raise
             return {"error": failure(error)}
 
-    return remote.conduct(asked, _MOUNT, volume.commit, volume.reload, spawn, wait)
+    return remote.conduct(asked, _MOUNT, _DISK, volume.commit, volume.reload, spawn, wait)
 
 
 def options(request: remote.Request) -> dict:

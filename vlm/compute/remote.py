@@ -76,18 +76,19 @@ def work(
     shard: int,
     since: float,
     volume: Path,
+    disk: Path,
     commit: Callable[[], None],
     send: Callable[[list[dict]], None],
 ) -> dict:
     """Runs a job, or its share of one, going on with what an earlier attempt has saved on the volume.
 
-    `since`: the time at which this run of the job began; `send` takes events, for whoever watches, and may fail.
+    `since`: the time at which this run of the job began; `disk`: a folder of the container's own, for the work;
+    `send` takes events, for whoever watches, and may fail.
     Gives {"files": {path: sha256}} of the results, or what cannot pass a second time: {"error": a line for the user}
     or {"traceback": of a bug}. Raises what a second try may pass.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the weights are there; nothing else is to be asked for
     kept = volume / request.folder() / str(shard)
-    directory = Path("/tmp/job")
+    directory = disk / "job"
     mirror = _Mirror(directory, kept)
     mirror.restore()
     attempt = _Attempt(directory)
@@ -100,7 +101,7 @@ def work(
 
     try:
         attempt.refuse_hopeless()
-        lay_out(request.inputs, volume)
+        lay_out(request.inputs, volume, disk)
         save()  # so that the attempt counts, whatever comes
         limits = _Limits(request, attempt, since)
 
@@ -148,6 +149,7 @@ def _run(request: Request, shard: int, directory: Path, emit: Callable[[Event], 
 def conduct(
     request: Request,
     volume: Path,
+    disk: Path,
     commit: Callable[[], None],
     reload: Callable[[], None],
     spawn: Callable[[int, float], str],
@@ -178,7 +180,7 @@ def conduct(
         if request.containers == 1:
             result, files = folder / "0", outcomes[0]["files"]
         else:
-            result, files = _merged(request, volume, folder)
+            result, files = _merged(request, volume, disk, folder)
         measured = json.loads((result / "runtime.json").read_text(encoding="utf-8"))
         runtime.write(result / "runtime.json", measured | spent(folder, request))
         files |= _hashes(result, ["runtime.json"])
@@ -222,9 +224,9 @@ def _download(request: Request, commit: Callable[[], None]) -> None:
     commit()
 
 
-def _merged(request: Request, volume: Path, folder: Path) -> tuple[Path, dict[str, str]]:
+def _merged(request: Request, volume: Path, disk: Path, folder: Path) -> tuple[Path, dict[str, str]]:
     """All shards' answers in one folder, and the results made of them."""
-    lay_out(request.inputs, volume)
+    lay_out(request.inputs, volume, disk)
     result = folder / "merged"
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
@@ -432,10 +434,10 @@ def event_of(entry: dict) -> Event:
     return kind(**{name: entry[name] for name in kind.__dataclass_fields__})
 
 
-def lay_out(inputs: dict[str, str], volume: Path) -> None:
+def lay_out(inputs: dict[str, str], volume: Path, disk: Path) -> None:
     """Puts a job's inputs where the job looks for them, and this process into the folder that they are in."""
-    Path("/job/repository").mkdir(parents=True, exist_ok=True)
-    os.chdir("/job/repository")
+    (disk / "repository").mkdir(parents=True, exist_ok=True)
+    os.chdir(disk / "repository")
     for path, content in inputs.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not Path(path).is_symlink():

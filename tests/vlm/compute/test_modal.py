@@ -1,0 +1,378 @@
+"""Modal: what is asked of it, and, against a stand-in which lives outside the repository, whole jobs on it."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vlm import badges, compute, dataset
+from vlm.compute import prices, remote
+from vlm.errors import InputError
+from vlm.params import ModelConfig, load_model, load_task, read_yaml
+
+ROOT = Path(__file__).parents[3]
+STANDIN = Path(os.environ.get("VLM_MODAL_STANDIN") or ROOT.parent / "shared" / "tools" / "fake_modal.py")
+needs_standin = pytest.mark.skipif(
+    not STANDIN.is_file(), reason=f"no stand-in for Modal at {STANDIN}; VLM_MODAL_STANDIN names it"
+)
+HUB_STANDIN = Path(os.environ.get("VLM_HUB_STANDIN") or STANDIN.with_name("fake_hub.py"))
+
+BIG = ModelConfig(name="3B", id="LiquidAI/LFM2-VL-3B", gpu="H100")
+
+
+def test_auto_goes_to_modal_for_a_model_that_needs_a_gpu_where_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no driver
+    assert compute.place(BIG, "auto") == "modal"
+    assert compute.place(BIG, "local") == "local"
+    small = BIG.model_copy(update={"runs_on_cpu": True})
+    assert compute.place(small, "auto") == "local"
+    assert compute.place(small, "modal") == "modal"
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: a GPU'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert compute.place(BIG, "auto") == "local"
+
+
+def request(**values) -> remote.Request:
+    standard = dict(
+        key="k", kind="k", job="", inputs={}, from_hub=False, gpu="H100:4", dollars_per_second=0.004, containers=1,
+        max_dollars=None, seconds=7200.0, region=None,
+    )  # fmt: skip
+    return remote.Request(**(standard | values))
+
+
+def test_options():
+    from vlm.compute import modal
+
+    assert modal.options(request()) == {"gpu": "H100:4", "timeout": 7500}
+    assert modal.options(request(region="eu", seconds=86400.0)) == {"gpu": "H100:4", "timeout": 86400, "region": "eu"}
+    assert modal.options(request(max_dollars=2.0))["timeout"] == 800
+
+
+def test_the_image_runs_a_python_that_the_project_allows():
+    from vlm.compute import modal
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={modal.PYTHON}"
+    assert any(requirement.startswith("modal") for requirement in project["dependencies"])
+
+
+def test_objects_of_modal_do_not_depend_on_the_environment():
+    tree = ast.parse((ROOT / "vlm" / "compute" / "modal.py").read_text())
+    at_import = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert not [n for node in at_import for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "environ"]
+
+
+def test_prices(at_root):
+    assert prices.dollars_per_second("H100", "k") == read_yaml("configs/gpus.yaml")["dollars_per_second"]["H100"]
+    assert prices.dollars_per_second("H100:4", "k") == 4 * prices.dollars_per_second("H100", "k")
+    for wrong in ("H10", "H100:", "H100:9", "H100:0", "h100", "H100:4:4"):
+        with pytest.raises(InputError, match=rf"params\.yaml: modal\.gpu: '{wrong}' should be one of T4, "):
+            prices.dollars_per_second(wrong, "params.yaml: modal.gpu")
+    for file in Path("configs/models").glob("*.yaml"):
+        assert prices.dollars_per_second(load_model(file.stem).gpu, "k") > 0
+
+
+JOB = """
+import json, shutil, sys
+from dataclasses import replace
+from pathlib import Path
+from vlm import compute
+from vlm.compute import local
+from vlm.errors import reported
+from vlm.evaluation import Evaluation
+from vlm.finetuning import FineTuning
+from vlm.params import ImageParams, ModalParams, load_params
+
+
+def main():
+    kind, where, out, values = sys.argv[1:]
+    params = load_params()
+    modal = ModalParams(**(params.modal.model_dump() | json.loads(values)))
+    if kind == "finetune":
+        job = FineTuning(params.task, params.model, params.image, params.finetune, 5, "data/train.parquet", "data/validation.parquet")
+    else:
+        job = getattr(Evaluation, kind)(params)
+    with compute.run(job, where, modal, live=f"{out}-live" if kind == "finetune" else None) as result:
+        for name in job.RESULTS:
+            copy = shutil.copytree if (result / name).is_dir() else shutil.copyfile
+            Path(out).mkdir(exist_ok=True)
+            if (result / name).exists():
+                copy(result / name, Path(out, name))
+    print("imported:", *sorted({"torch", "transformers"} & set(sys.modules)))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
+"""
+MICRO = {
+    "epochs: 2": "epochs: 1",
+    "batch_size: 16 ": "batch_size: 4 ",
+    "eval_steps: 50": "eval_steps: 2",
+    "eval_samples: 160": "eval_samples: 8",
+    "batch_size: 32": "batch_size: 4",
+    "max_new_tokens: 32": "max_new_tokens: 4",
+    "outlines_samples: 64": "outlines_samples: 6",
+    "calibrate: false": "calibrate: true",
+}
+# Starts `job.py`, and once a line of its has the words, sends it a signal; then starts it again.
+TWICE = """
+import os, signal, subprocess, sys
+number, words, *arguments = sys.argv[1:]
+command = [sys.executable, "job.py", *arguments]
+first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+for line in first.stderr:
+    print(line, end="", file=sys.stderr)
+    if words in line:
+        break
+os.killpg(first.pid, int(number))
+print(first.stderr.read(), "first:", first.wait(), file=sys.stderr)
+sys.exit(subprocess.run(command).returncode)
+"""
+
+
+class Place:
+    """A folder to run jobs in, with a user cache and a stand-in's volumes of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = tempfile.mkdtemp(prefix="vlm", dir="/tmp")  # short: a socket's path has at most 100 characters
+        self.log: dict = {}
+        for name in ("configs", "models/tiny", "requirements.lock"):
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, self._made(name))
+        text = (ROOT / "params.yaml").read_text()
+        for old, new in MICRO.items():
+            assert old in text
+            text = text.replace(old, new, 1)
+        (folder / "params.yaml").write_text(text)
+        (folder / "job.py").write_text(JOB)
+        (folder / "twice.py").write_text(TWICE)
+        icons = load_task("car_badges").source.badges.icons
+        for number, (name, rows) in enumerate({"train": 24, "validation": 6, "test": 22}.items()):
+            rendered = enumerate(badges.render_split(list(icons.values()), rows, 1, number, 0.3, workers=1))
+            rows = [dataset.Row(f"{name}-{i}", jpeg, list(icons)[k]) for i, (k, jpeg) in rendered]
+            dataset.write(self._made(f"data/{name}.parquet"), rows)
+
+    def _made(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def run(self, kind, where, out, *options, code=0, before=(), outside=(), environment=(), **modal):
+        """Standard error of a job; on Modal, under the stand-in with `options`, whose log is then in `log`."""
+        arguments = [kind, where, out, json.dumps(modal)]
+        command = [sys.executable, *(before or ["job.py"]), *arguments]
+        if where == "modal":
+            log = self.folder / "log.json"
+            command = [*outside, sys.executable, STANDIN, "--log", log, "--state", self.state, *options, "--", *command]
+        environment = os.environ | dict(environment) | {
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "HF_HOME": str(self.folder / "hf"),
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=600
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        self.output = done.stdout
+        if where == "modal":
+            self.log = json.loads(log.read_text())
+        return done.stderr
+
+    def results(self, out: str) -> dict[str, bytes]:
+        """All files but the runtime."""
+        folders = [self.folder / out, self.folder / f"{out}-live"]
+        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        names = {file: str(file.relative_to(self.folder)).removeprefix(out) for file in files}
+        return {name: file.read_bytes() for file, name in names.items() if name != "/runtime.json"}
+
+    def attempts(self, function: str) -> list[list[str]]:
+        """How the attempts of every call of a function ended."""
+        return [
+            [attempt["status"] for asked in call["inputs"] for attempt in asked["attempts"]]
+            for call in self.log["calls"]
+            if call["function"] == function
+        ]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    before = Path.cwd()
+    os.chdir(ROOT)
+    place = Place(tmp_path_factory.mktemp("place"))
+    os.chdir(before)
+    yield place
+    shutil.rmtree(place.state)
+
+
+@pytest.fixture(scope="module")
+def locally(here):
+    """The results of jobs that ran on this machine, by kind."""
+    for kind in ("structured", "finetune"):
+        here.run(kind, "local", f"local-{kind}")
+    return {kind: here.results(f"local-{kind}") for kind in ("structured", "finetune")}
+
+
+@needs_standin
+@pytest.mark.parametrize(
+    ("options", "modal", "message"),
+    [
+        (["--no-credentials"], {}, "error: modal: there is no valid token here: `modal setup` makes one"),
+        (["--fail-image-build", "uv"], {}, "error: modal: the image could not be built"),
+        ([], {"gpu": "H10"}, "error: params.yaml: modal.gpu: 'H10' should be one of"),
+    ],
+    ids=["token", "image", "gpu"],
+)
+def test_what_modal_refuses_is_one_line(here, options, modal, message):
+    lines = here.run("raw", "modal", "refused", *options, code=1, **modal).splitlines()
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert error.startswith(message)
+    assert not here.log["calls"]
+    assert not (here.folder / "refused").exists()
+
+
+@needs_standin
+@pytest.mark.slow
+def test_no_network_is_one_line(here):
+    nowhere = {"MODAL_SERVER_URL": "http://127.0.0.1:9", "MODAL_TOKEN_ID": "ak-x", "MODAL_TOKEN_SECRET": "as-x"}
+    wrapped = ["-c", f"import os, runpy, sys; os.environ |= {nowhere}; runpy.run_path('job.py', run_name='__main__')"]
+    assert "error: modal: cannot be reached" in here.run("raw", "modal", "lost", code=1, before=wrapped)
+
+
+@needs_standin
+@pytest.mark.slow
+def test_an_evaluation_is_the_same_on_modal_and_uploads_and_ships_what_it_needs_once(here, locally):
+    secret = {"HF_TOKEN": "hf_a-secret-of-the-tests"}
+    said = here.run("structured", "modal", "evaluated", environment=secret)
+    assert here.output == "imported:\n"
+    assert here.results("evaluated") == locally["structured"]
+    assert "22/22 image" in said
+    paths = sorted(Path(upload["path"]).parts[3:] for upload in here.log["uploads"])
+    model = {("content", file.name) for file in (ROOT / "models/tiny").iterdir()}
+    assert set(paths) == model | {("content",), ("complete",)}
+    assert len(paths) == len(model) + 2 + 3
+    for function in here.log["functions"].values():
+        assert all(file.startswith("/root/vlm/") and file.endswith(".py") for file in function["local_files"])
+        assert not function["secrets"]
+    (worker,) = [f for f in here.log["functions"].values() if f["name"] == "work" and f["base_function_id"]]
+    assert (worker["gpu"], worker["timeout_s"], worker["single_use_containers"]) == ("L4", 86400, True)
+    assert (worker["retries"]["retries"], worker["retries"].get("initial_delay_ms", 0)) == (10, 0)
+    assert "requirements.lock" in str(worker["image_commands"])
+    runtime = json.loads((here.folder / "evaluated" / "runtime.json").read_text())
+    assert runtime["gpu"] == "L4"
+    assert runtime["dollars"] == pytest.approx(runtime["gpu_seconds"] * runtime["dollars_per_second"], abs=1e-3)
+
+    said += here.run("raw", "modal", "raw", environment=secret)
+    assert not here.log["uploads"]
+    assert not here.log["warnings"]
+    left = [file for file in Path(here.state, "volumes").rglob("*") if file.is_file() and "jobs" in file.parts]
+    assert not left, "finished work is not kept there"
+    texts = [said, json.dumps(here.log), *(f.read_text(errors="replace") for f in Path(here.state).rglob("*.log"))]
+    files = [f.read_bytes() for folder in (here.folder, Path(here.state)) for f in folder.rglob("*") if f.is_file()]
+    assert not any(secret["HF_TOKEN"] in text for text in texts)
+    assert not any(secret["HF_TOKEN"].encode() in content for content in files)
+
+
+@needs_standin
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["int", "kill"])
+def test_a_training_that_is_preempted_three_times_ends_with_the_same_adapter(here, locally, mode):
+    points = ["work@commit:2", "work@commit:4", "work@commit:6", "conduct@15s"]
+    options = [word for point in points for word in ("--preempt", point)]
+    here.run("finetune", "modal", f"preempted-{mode}", *options, "--preempt-mode", mode)
+    assert here.output == "imported:\n"
+    assert here.results(f"preempted-{mode}") == locally["finetune"]
+    assert here.attempts("work") == [["PREEMPTED"] * 3 + ["SUCCESS"]]
+    assert here.attempts("conduct") == [["PREEMPTED", "SUCCESS"]]
+
+
+@needs_standin
+@pytest.mark.slow
+def test_a_lost_client_is_followed_by_another_and_the_job_is_paid_once(here, locally):
+    said = here.run("finetune", "modal", "attached", before=["twice.py", "9", "/6 step"])
+    assert "first: -9" in said
+    assert "going on with the job that runs on Modal (L4)" in said
+    assert here.results("attached") == locally["finetune"]
+    assert here.attempts("work") == [["SUCCESS"]]
+    assert here.attempts("conduct") == [["SUCCESS"]]
+
+
+@needs_standin
+@pytest.mark.slow
+def test_ctrl_c_ends_it_says_what_it_cost_and_the_next_run_goes_on(here, locally):
+    said = here.run("structured", "modal", "interrupted", before=["twice.py", "2", "/22 image"])
+    assert "first: 130" in said
+    assert "cancelled on Modal after " in said
+    assert " s of L4, about $0.0" in said
+    cancelled = {event["function"] for event in here.log["events"] if event["event"] == "cancel"}
+    assert cancelled == {"conduct", "work"}
+    assert here.results("interrupted") == locally["structured"]
+    assert len(here.attempts("work")) == 2
+
+
+@needs_standin
+@pytest.mark.slow
+def test_containers_share_an_evaluation_and_only_the_one_that_failed_begins_again(here, locally):
+    said = here.run(
+        "structured", "modal", "shared", "--preempt", "work@commit:3", "--preempt-mode", "kill", containers=2
+    )
+    assert here.results("shared") == locally["structured"]
+    assert sorted(here.attempts("work")) == [["PREEMPTED", "SUCCESS"], ["SUCCESS"]]
+    assert "22/22 image" in said
+
+
+@needs_standin
+@pytest.mark.slow
+def test_a_limit_stops_a_job_and_nothing_runs_on(here, locally):
+    said = here.run("structured", "modal", "limited", code=1, max_dollars=1e-9)
+    assert "error: params.yaml: modal.max_dollars: the job has cost $" in said
+    assert "until here " in said
+    assert not (here.folder / "limited").exists()
+    assert here.attempts("work") == [["SUCCESS"]]  # a value, which is not tried again
+    here.run("structured", "modal", "limited", max_dollars=5)
+    assert here.results("limited") == locally["structured"]
+
+
+@needs_standin
+@pytest.mark.slow
+@pytest.mark.skipif(not HUB_STANDIN.is_file(), reason=f"no stand-in for the Hub at {HUB_STANDIN}")
+def test_weights_of_the_hub_are_downloaded_once_and_with_the_callers_token(here, tmp_path):
+    tree = tmp_path / "hub"
+    maker = [sys.executable, HUB_STANDIN.with_name("make_hub_tree.py"), tree, "--only", "LFM2-VL-450M"]
+    subprocess.run(maker, check=True, capture_output=True)
+    text = (here.folder / "params.yaml").read_text()
+    (here.folder / "params.yaml").write_text(text.replace("model: tiny ", "model: 450M "))
+    token = "hf_another-secret-of-the-tests"
+    gate = ["--gated", "LiquidAI/LFM2-VL-450M", "--require-token", token]
+
+    def run(out, **arguments):
+        hub = [sys.executable, HUB_STANDIN, tree, "--log", tmp_path / f"{out}.jsonl", *gate, "--"]
+        said = here.run("raw", "modal", out, outside=hub, **arguments)
+        return said, (tmp_path / f"{out}.jsonl").read_text()
+
+    try:
+        said, _ = run("gated", code=1)
+        assert "'LiquidAI/LFM2-VL-450M' is gated" in said
+        said, requests = run("first", environment={"HF_TOKEN": token})
+        assert "model.safetensors" in requests
+        (asked,) = [f for f in here.log["functions"].values() if f["name"] == "conduct" and f["secrets"]]
+        assert not [f for f in here.log["functions"].values() if f["name"] == "work" and f["secrets"]]
+        assert {key for secret in asked["secrets"] for key in secret["keys"]} == {"HF_TOKEN", "HF_ENDPOINT"}
+        assert token not in said + json.dumps(here.log)
+        _, requests = run("second", environment={"HF_TOKEN": token})
+        assert "model.safetensors" not in requests
+        assert here.results("second") == here.results("first")
+    finally:
+        (here.folder / "params.yaml").write_text(text)

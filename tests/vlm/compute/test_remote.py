@@ -1,0 +1,253 @@
+"""What runs in Modal's containers, run here: a volume is a folder, a call a function."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from vlm.compute import remote
+from vlm.errors import InputError
+from vlm.evaluation import Evaluation
+from vlm.events import Log, Progress, Scalars
+from vlm.finetuning import FineTuning
+from vlm.params import ModelConfig
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A job that writes a line a step, and in step `at` does what `trouble` says."""
+
+    model: ModelConfig
+    data: str
+    steps: int = 4
+    at: int = 0
+    trouble: str = ""
+
+    RESULTS: ClassVar = ("lines", "folder", "runtime.json")
+
+    @property
+    def inputs(self):
+        return [self.data]
+
+    def run(self, directory, emit):
+        file = directory / "lines"
+        done = len(file.read_text().splitlines()) if file.exists() else 0
+        for step in range(done + 1, self.steps + 1):
+            if step == self.at and not (directory / "passed").exists():
+                (directory / "passed").touch()
+                raise _TROUBLES[self.trouble]
+            with file.open("a") as lines:
+                lines.write(Path(self.data).read_text())
+            emit(Scalars(step, {"loss": float(step)}))
+            emit(Progress(step, self.steps))
+        (directory / "folder").mkdir(exist_ok=True)
+        (directory / "folder" / "result").write_text("result")
+        (directory / "runtime.json").write_text("{}")
+
+
+_TROUBLES = {
+    "user": InputError("params.yaml: key: is wrong"),
+    "bug": ValueError("a bug"),
+    "memory": torch.OutOfMemoryError("CUDA out of memory."),
+    "connection": ConnectionError("lost"),
+    "gpu": RuntimeError("CUDA error: an illegal memory access was encountered"),
+    "preempted": KeyboardInterrupt(),
+}
+
+
+@pytest.fixture
+def job():
+    return Steps(ModelConfig(name="m", id="nowhere"), "data/input")
+
+
+class Modal:
+    """Runs `remote.conduct`, and each `work` as soon as it is spawned, again where Modal would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.volume, self.folder = folder / "volume", folder
+        self.values: list[dict] = []
+        self.sent: list[dict] = []
+        self.containers = 0
+        content = self.volume / "inputs" / "abc" / "content"
+        content.parent.mkdir(parents=True)
+        content.write_text("line\n")
+
+    def disk(self) -> Path:
+        self.containers += 1
+        folder = self.folder / f"container{self.containers}"
+        folder.mkdir()
+        return folder
+
+    def request(self, job, **values) -> remote.Request:
+        standard = dict(
+            key="steps-1",
+            inputs={"data/input": "inputs/abc"},
+            from_hub=False,
+            gpu="L4",
+            dollars_per_second=0.5,
+            containers=1,
+            max_dollars=None,
+            seconds=3600.0,
+            region=None,
+        )
+        return remote.Request.of(job, **(standard | values))
+
+    def conduct(self, request: remote.Request) -> dict:
+        def spawn(shard: int, since: float) -> str:
+            while True:
+                try:
+                    value = remote.work(request, shard, since, self.volume, self.disk(), lambda: None, self.sent.extend)
+                    break
+                except (ConnectionError, RuntimeError, KeyboardInterrupt):
+                    continue
+            self.values.append(value)
+            return str(len(self.values) - 1)
+
+        return remote.conduct(
+            request, self.volume, self.disk(), lambda: None, lambda: None, spawn, lambda call, _: self.values[int(call)]
+        )
+
+
+@pytest.fixture
+def modal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # and back, after `work` has gone elsewhere
+    return Modal(tmp_path)
+
+
+def results(modal, value):
+    files = {name: (modal.volume / value["folder"] / name).read_text() for name in value["files"]}
+    assert {name: remote.sha256(modal.volume / value["folder"] / name) for name in files} == value["files"]
+    return files
+
+
+@pytest.mark.parametrize("trouble", ["connection", "gpu", "preempted"])
+def test_what_passes_is_tried_again_and_goes_on(modal, job, trouble):
+    value = modal.conduct(modal.request(replace(job, at=3, trouble=trouble)))
+    files = results(modal, value)
+    assert files["lines"] == "line\n" * 4
+    assert set(files) == {"lines", "folder/result", "runtime.json"}
+    assert modal.containers == 3  # conduct's and two attempts
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "message"),
+    [
+        ("user", "error", "params.yaml: key: is wrong"),
+        ("memory", "error", "params.yaml: modal.gpu: the memory of L4 is too small"),
+        ("bug", "traceback", "ValueError: a bug"),
+    ],
+)
+def test_what_does_not_pass_is_said_once_and_the_next_run_goes_on(modal, job, trouble, kind, message):
+    request = modal.request(replace(job, at=3, trouble=trouble))
+    value = modal.conduct(request)
+    assert message in value[kind]
+    assert value["dollars"] > 0
+    assert modal.containers == 2
+    assert results(modal, modal.conduct(request))["lines"] == "line\n" * 4
+
+
+def test_every_attempt_is_paid_for(modal, job):
+    request = modal.request(replace(job, at=3, trouble="preempted"))
+    value = modal.conduct(request)
+    notes = [json.loads(file.read_text()) for file in modal.volume.glob("jobs/*/1/0/attempts/*.json")]
+    seconds = sum(note["seen"] - note["started"] for note in notes)
+    assert len(notes) == 2
+    assert value["gpu_seconds"] == pytest.approx(seconds, abs=0.1)
+    assert value["dollars"] == pytest.approx(0.5 * seconds, abs=0.01)
+    written = json.loads(results(modal, value)["runtime.json"])
+    assert {name: written[name] for name in ("gpu", "gpu_seconds", "dollars_per_second", "dollars")} == {
+        "gpu": "L4",
+        "gpu_seconds": value["gpu_seconds"],
+        "dollars_per_second": 0.5,
+        "dollars": value["dollars"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"max_dollars": 0.001}, r"modal\.max_dollars: the job has cost \$.*more than 0.001; .*dvc repro"),
+        ({"seconds": 0.001}, r"modal\.timeout: the job has run for its .* hours; .*dvc repro"),
+    ],
+)
+def test_a_job_stops_at_its_limits_and_a_larger_one_lets_it_go_on(modal, job, limit, message):
+    value = modal.conduct(modal.request(job, **limit))
+    assert re.search(message, value["error"])
+    kept = modal.volume / "jobs" / "steps-1" / "1" / "0" / "lines"
+    assert kept.read_text() == "line\n"
+    assert results(modal, modal.conduct(modal.request(job)))["lines"] == "line\n" * 4
+
+
+def test_work_that_is_done_is_not_done_again_for_a_caller_who_was_lost(modal, job):
+    first = modal.conduct(modal.request(job))
+    again = modal.conduct(modal.request(job))
+    assert again["files"]["lines"] == first["files"]["lines"]
+    assert len(modal.values) == 1
+
+
+def test_a_container_that_is_killed_again_and_again_is_given_up(modal, job):
+    attempts = modal.volume / "jobs" / "steps-1" / "1" / "0" / "attempts"
+    attempts.mkdir(parents=True)
+    for n in range(3):
+        note = {"started": n, "seen": n + 0.5, "ended": False, "done": 0}
+        (attempts / f"{n}.json").write_text(json.dumps(note))
+    assert "killed 3 times at the same place" in modal.conduct(modal.request(job))["error"]
+    assert "files" in modal.conduct(modal.request(job))  # when the user asks again
+
+
+def test_every_scalar_is_recorded_and_sent_once(modal, job):
+    value = modal.conduct(modal.request(replace(job, at=3, trouble="preempted")))
+    record = remote.read_events((modal.volume / value["folder"] / "events.jsonl").read_bytes())
+    for entries in (record, modal.sent):
+        scalars = [remote.event_of(entry) for entry in entries if entry["type"] == "Scalars"]
+        assert scalars == [Scalars(step, {"loss": float(step)}) for step in range(1, 5)]
+        numbers = [(entry["attempt"], entry["number"]) for entry in entries]
+        assert len(set(numbers)) == len(numbers)
+
+
+def test_nobody_has_to_watch(modal, job, monkeypatch):
+    def full(entries):
+        raise RuntimeError("the queue is full")
+
+    monkeypatch.setattr(modal, "sent", type("Full", (), {"extend": staticmethod(full)}))
+    assert "files" in modal.conduct(modal.request(job))
+
+
+def test_a_torn_record_is_read_up_to_the_tear():
+    whole = json.dumps({"shard": 0, "attempt": 0, "number": 0, "type": "Log", "text": "a"}).encode()
+    (entry,) = remote.read_events(whole + b'\n{"shard": 0, "att')
+    assert remote.event_of(entry) == Log("a")
+
+
+def test_jobs_travel_as_they_are(task, tiny, image_params, finetune_params):
+    evaluation = Evaluation(
+        task, tiny, image_params, "posterior", 8, "data/test.parquet", calibrate_on="data/v.parquet"
+    )
+    training = FineTuning(task, tiny, image_params, finetune_params, 5, "data/train.parquet", "data/validation.parquet")
+    for job in (evaluation, training):
+        request = Modal.request(None, job)
+        assert remote.Request.model_validate_json(request.model_dump_json()).rebuilt() == job
+
+
+def test_two_shards_are_one(task, tiny, image_params, make_split, tmp_path):
+    data, validation = make_split("test", 22), make_split("train", 6)
+    job = Evaluation(task, tiny, image_params, "posterior", 4, data, outlines_samples=6, calibrate_on=validation)
+    whole, merged = tmp_path / "whole", tmp_path / "merged"
+    parts = [tmp_path / "part0", tmp_path / "part1"]
+    for folder in (whole, merged, *parts):
+        folder.mkdir()
+    job.run(whole, lambda event: None)
+    done = []
+    for i, part in enumerate(parts):
+        events = []
+        job.answer(part, events.append, (i, 2))
+        done.append(max(e.done for e in events if isinstance(e, Progress) and e.unit == "image"))
+        assert {e.total for e in events if isinstance(e, Progress) and e.unit == "image"} == {22}
+    assert done == [12, 10]  # six batches of four at most
+    job.merge(parts, merged)
+    for name in ("predictions.parquet", "calibration.parquet", "metrics.json"):
+        assert (merged / name).read_bytes() == (whole / name).read_bytes()
