@@ -3,10 +3,21 @@
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: repro test test-slow lint lock
+.PHONY: repro plan sweep test test-slow lint lock
 
 repro: .venv/ready          ## run the pipeline
 	$(UV) run --no-sync dvc repro
+
+plan: .venv/ready           ## what `repro` would run, where, how long and for how much
+	@$(UV) run --no-sync python -m stages.plan
+
+# One worker: several are unreliable, and what is worth doing side by side is done so where the jobs run (modal.containers).
+MODELS := 450M,1.6B,3B
+TASK := car_maker
+sweep: .venv/ready          ## an experiment for each of MODELS on TASK, one after the other
+	$(UV) run --no-sync dvc exp run --queue -S model=$(MODELS) -S task=$(TASK)
+	$(UV) run --no-sync dvc queue start --jobs 1
+	$(UV) run --no-sync dvc queue status
 
 test: .venv/ready           ## the tests, a few minutes
 	$(UV) run --no-sync pytest

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from vlm.params import read_yaml
 
 ROOT = Path(__file__).parents[1]
+STANDIN = Path(os.environ.get("VLM_MODAL_STANDIN") or ROOT.parent / "shared" / "tools" / "fake_modal.py")
 STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval"]
 MICRO = {
     "train: 1600": "train: 160",
@@ -159,7 +161,9 @@ def test_turning_the_fine_tuning_runs_two_stages(clone):
 
 def test_where_a_model_can_run_changes_nothing(clone):
     clone.edit("configs/models/tiny.yaml", "runs_on_cpu: true", "runs_on_cpu: false")
+    clone.edit("configs/models/tiny.yaml", "gpu: L4", "gpu: H100")
     clone.edit("params.yaml", "compute: auto", "compute: local")
+    clone.edit("params.yaml", "containers: 1", "containers: 4")
     assert clone.repro() == []
     clone.run("git", "checkout", ".")
 
@@ -189,6 +193,28 @@ def test_a_killed_experiment_in_a_temporary_folder_goes_on_in_the_next(clone):
     clone.kill_in_finetune("dvc", "exp", "run", "--temp", "-S", "finetune.lora.r=2")
     output = clone.run("dvc", "exp", "run", "--temp", "-S", "finetune.lora.r=2")
     assert re.search(r"going on from the checkpoint of step [1-9]0\b", output)
+
+
+@pytest.mark.skipif(not STANDIN.is_file(), reason=f"no stand-in for Modal at {STANDIN}; VLM_MODAL_STANDIN names it")
+def test_on_modal_the_results_are_the_same(clone):
+    before = clone.results()
+    clone.edit("params.yaml", "compute: auto ", "compute: modal ")
+    with tempfile.TemporaryDirectory(prefix="vlm", dir="/tmp") as state:  # short, for sockets
+        log = clone.jobs.parent / "modal.json"
+        standin = [sys.executable, str(STANDIN), "--log", str(log), "--state", state, "--"]
+        clone.run(*standin, "dvc", "repro", "--force")
+    assert clone.results() == before
+    for name in ("baseline_eval", "structured_eval", "finetune", "final_eval_raw", "final_eval"):
+        runtime = json.loads((clone.folder / f"metrics/runtime/{name}.json").read_text())
+        assert runtime["gpu"] == "L4"
+        assert runtime["gpu_seconds"] > 0
+    seen = json.loads(log.read_text())
+    assert [call["function"] for call in seen["calls"]] == ["conduct", "work"] * 5
+    paths = [upload["path"] for upload in seen["uploads"]]
+    assert len(paths) == len(set(paths))
+    clone.run("git", "checkout", ".")
+    clone.run("dvc", "checkout")
+    assert not list(clone.jobs.glob("*-*/"))
 
 
 def test_a_second_run_from_nothing_gives_the_same_bytes(clone):

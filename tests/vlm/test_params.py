@@ -11,6 +11,7 @@ model: small
 task: pets
 seed: 23
 compute: auto
+modal: {gpu: null, containers: 1, max_dollars: null, timeout: 24, region: null}
 prepare: {train: 100, validation: null, test: 10}
 image: {max_tokens: null, splitting: false}
 evaluation: {batch_size: 8, max_new_tokens: 32}
@@ -102,6 +103,7 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("seed: 23", "seed: -1", "params.yaml: seed: -1 should be greater than or equal to 0"),
         ("seed: 23\n", "", "params.yaml: seed: is missing; add it"),
         ("compute: auto", "compute: here", "params.yaml: compute: 'here' should be 'auto'"),
+        ("containers: 1", "containers: 0", "params.yaml: modal.containers: 0 should be greater than 0"),
         ("train: 100", "train: 0", "params.yaml: prepare.train: 0 should be greater than 0"),
         ("train: 100", "trian: 100", "params.yaml: prepare.trian: there is no such key; the keys here are train, validation, test"),
         ("splitting: false", "splitting: 1", "params.yaml: image.splitting: 1 should be true or false"),
@@ -150,12 +152,12 @@ def test_a_bad_value_in_params_yaml_is_one_line(old, new, message):
         (
             "runs_on_cpu: true",
             "runs_on_gpu: true",
-            "runs_on_gpu: there is no such key; the keys here are id, revision, runs_on_cpu, memory_gib, options",
+            "runs_on_gpu: there is no such key; the keys here are id, revision, runs_on_cpu, gpu, memory_gib, options",
         ),
         (
             "runs_on_cpu: true",
             "dtype: float32",
-            "dtype: there is no such key; the keys here are id, revision, runs_on_cpu, memory_gib, options",
+            "dtype: there is no such key; the keys here are id, revision, runs_on_cpu, gpu, memory_gib, options",
         ),
         ("options:\n", "optoins:\n", "optoins: there is no such key; the keys here are id, revision, runs_on_cpu"),
         ("runs_on_cpu: true", "name: small", "name: there is no such key; the file's own name is the name"),

@@ -4,7 +4,6 @@ A job is one detached app with one call of `conduct`, whose id is kept in the jo
 finds one there goes on watching it. A process that only drives Modal imports neither torch nor transformers.
 """
 
-import dataclasses
 import io
 import json
 import os
@@ -102,7 +101,6 @@ def run(job: "Job", params: ModalParams, live: str | None, track_with: Sequence[
     Goes on with a call that an earlier process has begun. Ctrl-C ends what runs there; a lost process does not.
     Raises InputError for what the user can put right.
     """
-    job = dataclasses.replace(job, model=pin.resolved_model(job.model))
     key = local.key(job)
     with local.reserved(f"{key}-modal") as (directory, bar):
         with _explained():
@@ -158,10 +156,7 @@ def _result(
 def _request(job: "Job", key: str, params: ModalParams) -> remote.Request:
     """Uploads what the job reads, if it is not there, and says how to run it."""
     shared = hasattr(job, "answer")  # an evaluation: containers share its batches, but it runs on one GPU
-    gpu = params.gpu or job.model.gpu
-    gpu = gpu.partition(":")[0] if shared else gpu
-    where = "params.yaml: modal.gpu" if params.gpu else f"configs/models/{job.model.name}.yaml: gpu"
-    price = prices.dollars_per_second(gpu, where)
+    gpu, price = prices.gpu_of(job.model, params, several=not shared)
     folder = job.model.folder
     inputs = [*job.inputs, *([job.model.id] if folder else [])]
     return remote.Request.of(

@@ -83,19 +83,17 @@ def test_prices(at_root):
 
 JOB = """
 import json, shutil, sys
-from dataclasses import replace
 from pathlib import Path
-from vlm import compute
-from vlm.compute import local
+from vlm import compute, pin
 from vlm.errors import reported
 from vlm.evaluation import Evaluation
 from vlm.finetuning import FineTuning
-from vlm.params import ImageParams, ModalParams, load_params
+from vlm.params import ModalParams, load_params
 
 
 def main():
     kind, where, out, values = sys.argv[1:]
-    params = load_params()
+    params = pin.resolved(load_params())
     modal = ModalParams(**(params.modal.model_dump() | json.loads(values)))
     if kind == "finetune":
         job = FineTuning(params.task, params.model, params.image, params.finetune, 5, "data/train.parquet", "data/validation.parquet")
