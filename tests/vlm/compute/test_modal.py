@@ -287,7 +287,7 @@ def test_an_evaluation_is_the_same_on_modal_and_uploads_and_ships_what_it_needs_
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["int", "kill"])
 def test_a_training_that_is_preempted_three_times_ends_with_the_same_adapter(here, locally, mode):
-    points = ["work@commit:2", "work@commit:4", "work@commit:6", "conduct@15s"]
+    points = ["work@commit:1", "work@commit:2", "work@commit:3", "conduct@15s"]
     options = [word for point in points for word in ("--preempt", point)]
     here.run("finetune", "modal", f"preempted-{mode}", *options, "--preempt-mode", mode)
     assert here.output == "imported:\n"
