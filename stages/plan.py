@@ -36,7 +36,7 @@ class Before:
 def main() -> None:
     params = load_params()
     why = stages_to_run()
-    rows, seconds, dollars = [], 0.0, 0.0
+    rows, seconds, dollars, known = [], 0.0, 0.0, True
     for stage, reason in why.items():
         if reason is None:
             rows.append([stage, "no", *[""] * (len(_HEAD) - 2)])
@@ -44,11 +44,11 @@ def main() -> None:
         place, gpu, price = _place(params, stage)
         samples = _samples(params, stage)
         took, cost, source = estimate(params, stage, gpu, price, samples)
-        seconds, dollars = seconds + (took or 0), dollars + (cost or 0)
+        seconds, dollars, known = seconds + (took or 0), dollars + (cost or 0), known and took is not None
         shown = [str(samples or "?"), "?" if took is None else _clock(took), _money(place, cost), source]
         rows.append([stage, reason, f"Modal, {gpu}" if gpu else place, *shown])
     if seconds:
-        rows.append(["all that is known", "", "", "", _clock(seconds), f"{dollars:.2f}", ""])
+        rows.append(["total" if known else "total of the known", "", "", "", _clock(seconds), f"{dollars:.2f}", ""])
     widths = [max(len(row[column]) for row in [_HEAD, *rows]) for column in range(len(_HEAD))]
     for row in [_HEAD, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, TypeAdapter
 
+import vlm
 from vlm import runtime
 from vlm.errors import InputError
 from vlm.events import Event, Log, Progress, Scalars
@@ -92,7 +93,7 @@ def work(
     mirror = _Mirror(directory, kept)
     mirror.restore()
     attempt = _Attempt(directory)
-    record = _Record(directory / "events.jsonl", shard, send)
+    record = _Record(directory / "events.jsonl", shard, attempt.number, send)
 
     def save() -> None:
         attempt.note(record.done)
@@ -141,6 +142,8 @@ def _run(request: Request, shard: int, directory: Path, emit: Callable[[Event], 
     elif request.gpus() > 1:
         from vlm.compute import processes
 
+        # The job has a working directory of its own, in which they would look for this package.
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(vlm.__file__).parents[1]), *sys.path])
         processes.run(job, directory, emit, request.gpus())
     else:
         job.run(directory, emit)
@@ -267,7 +270,8 @@ class _Attempt:
         self.earlier = _notes(directory)
         self.started = psutil.Process().create_time()  # Python's start and imports are paid for, too
         self.ended = False
-        self._file = directory / "attempts" / f"{len(self.earlier)}.json"
+        self.number = len(self.earlier)
+        self._file = directory / "attempts" / f"{self.number}.json"
         self._saved = time.monotonic()
         self._began = time.monotonic()
 
@@ -344,8 +348,9 @@ class _Mirror:
                 target = self._kept / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_name(target.name + _TEMPORARY)
-                shutil.copy2(self._directory / name, temporary)
-                temporary.replace(target)
+                with suppress(FileNotFoundError):  # of several processes, another may have just removed it
+                    shutil.copy2(self._directory / name, temporary)
+                    temporary.replace(target)
         for name in self._known.keys() - states.keys():
             (self._kept / name).unlink(missing_ok=True)
         self._known = states
@@ -369,13 +374,13 @@ class _Record:
     out. Of progress, what comes within a second of the last is.
     """
 
-    def __init__(self, path: Path, shard: int, send: Callable[[list[dict]], None]) -> None:
+    def __init__(self, path: Path, shard: int, attempt: int, send: Callable[[list[dict]], None]) -> None:
         earlier = read_events(path.read_bytes()) if path.exists() else []
         # Torn lines of a killed attempt are gone after this.
         path.write_text("".join(json.dumps(entry) + "\n" for entry in earlier), encoding="utf-8")
         self.done = max((entry["done"] for entry in earlier if entry["type"] == "Progress"), default=0)
         self._seen = {(e["step"], name) for e in earlier if e["type"] == "Scalars" for name in e["values"]}
-        self._attempt = max((entry["attempt"] for entry in earlier), default=-1) + 1
+        self._attempt = attempt
         self._shard = shard
         self._number = 0
         self._shown = 0.0

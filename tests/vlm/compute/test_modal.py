@@ -71,6 +71,14 @@ def test_objects_of_modal_do_not_depend_on_the_environment():
     assert not [n for node in at_import for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "environ"]
 
 
+def test_a_process_that_drives_modal_imports_neither_torch_nor_transformers(at_root):
+    stages = "baseline_eval, structured_eval, finetune, final_eval, plan"
+    code = f"import sys\nfrom stages import {stages}\nfrom vlm.compute import modal, tracking\nimport dvclive, huggingface_hub\n"
+    code += "print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_prices(at_root):
     assert prices.dollars_per_second("H100", "k") == read_yaml("configs/gpus.yaml")["dollars_per_second"]["H100"]
     assert prices.dollars_per_second("H100:4", "k") == 4 * prices.dollars_per_second("H100", "k")
