@@ -63,7 +63,7 @@ def work(request: str, shard: int, since: float) -> dict:
     return remote.work(asked, shard, since, _MOUNT, _DISK, volume.commit, send)
 
 
-@app.function(image=image, volumes={_MOUNT: volume}, timeout=_DAY, retries=_RETRIES)
+@app.function(image=image, volumes={_MOUNT: volume}, timeout=_DAY, retries=_RETRIES, single_use_containers=True)
 def conduct(request: str) -> dict:
     """remote.conduct, which outlives the machine that called it."""
     asked = remote.Request.model_validate_json(request)
@@ -143,6 +143,7 @@ def _result(
     except refused.Error:
         _cancel(call, request, bar)
         raise
+    _stop()
     if "files" in result:
         bar(Log(f"{result['gpu_seconds']:g} s of {result['gpu']} on Modal, about ${result['dollars']:.2f}"))
         return result, request
@@ -301,9 +302,7 @@ def _cancel(call: modal.FunctionCall, request: remote.Request, bar: Callable) ->
             with suppress(refused.Error):
                 modal.FunctionCall.from_id(one).cancel(terminate_containers=True)
         volume.remove_file(calls)  # the next run begins them anew
-    if app.app_id is not None:  # of this process: whatever it had begun and not yet noted
-        with suppress(refused.Error):
-            app.stop()
+    _stop()  # whatever it had begun and not yet noted
     seconds = 0.0
     with suppress(refused.Error, FileNotFoundError):
         for entry in volume.listdir(str(request.folder()), recursive=True):
@@ -316,6 +315,13 @@ def _cancel(call: modal.FunctionCall, request: remote.Request, bar: Callable) ->
             f"about ${seconds * request.dollars_per_second:.2f}"
         )
     )
+
+
+def _stop() -> None:
+    """Ends this process's app, if it has started one."""
+    if app.app_id is not None:
+        with suppress(refused.Error):
+            app.stop()
 
 
 class _Shown:
@@ -387,7 +393,7 @@ def _explained() -> Iterator[None]:
     """Turns what Modal refuses into a line that says what to do."""
     try:
         yield
-    except refused.Error as error:
+    except (refused.Error, ConnectionError) as error:
         raise InputError(failure(error)) from error
 
 
@@ -396,7 +402,7 @@ def failure(error: Exception) -> str:
     reason = _line(error)
     remedies = {
         refused.AuthError: "there is no valid token here: `modal setup` makes one; `compute: local` does without Modal",
-        refused.ConnectionError: f"cannot be reached ({reason}): check the network and try again",
+        (refused.ConnectionError, ConnectionError): f"cannot be reached ({reason}): check the network and try again",
         refused.ImageBuildError: (
             f"the image could not be built ({reason}): its log is on the app's page at modal.com; it is "
             "made of requirements.lock, which `make lock` writes"
