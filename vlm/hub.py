@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import filelock
 import platformdirs
@@ -17,6 +17,7 @@ from vlm.errors import InputError
 _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+T = TypeVar("T")
 Kind = Literal["model", "dataset"]
 
 
@@ -71,6 +72,29 @@ def download(repo: str, commit: str, patterns: list[str], kind: Kind, key: str) 
             lambda: snapshot_download(repo, repo_type=kind, revision=commit, allow_patterns=patterns), repo, commit, key
         )
     )
+
+
+def files(repo: str, commit: str, kind: Kind, key: str) -> list[str]:
+    """The paths of a commit's files, sorted. Asks the Hub. Raises InputError."""
+    from huggingface_hub import HfApi
+
+    return sorted(_tried(lambda: HfApi().list_repo_files(repo, repo_type=kind, revision=commit), repo, commit, key))
+
+
+def read_part(repo: str, commit: str, path: str, kind: Kind, key: str, read: Callable[[Any], T]) -> T:
+    """What `read` makes of a file of the Hub, which travels only as far as it is read: in pieces of 64 KiB.
+
+    `read` gets a file object that can seek, and may be called again after a broken connection. Raises InputError.
+    """
+    from huggingface_hub import HfFileSystem
+
+    def call() -> T:
+        # Without the instances and listings that fsspec keeps: after an error they would still say what they said.
+        system = HfFileSystem(skip_instance_cache=True)
+        with system.open(f"{kind}s/{repo}@{commit}/{path}", "rb", block_size=2**16) as file:
+            return read(file)
+
+    return _tried(call, repo, commit, key)
 
 
 def _name(repo: str, revision: str | None, kind: Kind) -> str:
