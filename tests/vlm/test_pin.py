@@ -188,13 +188,13 @@ def test_a_pinned_folder_that_has_not_changed_is_quiet(capsys):
 
 
 def test_a_pinned_folder_that_has_changed_is_one_line():
-    pinned = pinned.folder_hash(Path("models/small"))
+    before = pinned.folder_hash(Path("models/small"))
     Path("models/small/config.json").write_text("other")
     found = pinned.folder_hash(Path("models/small"))
     with pytest.raises(InputError) as caught:
-        pinned.verify_model(model(revision=pinned))
+        pinned.verify_model(model(revision=before))
     assert str(caught.value) == (
-        f"configs/models/small.yaml: revision: models/small has changed: expected {pinned}, found {found}; "
+        f"configs/models/small.yaml: revision: models/small has changed: expected {before}, found {found}; "
         "run `python -m vlm.pin --model small` if the change is meant"
     )
 
