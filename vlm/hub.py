@@ -14,7 +14,7 @@ import platformdirs
 
 from vlm.errors import InputError
 
-_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts
+_PAUSES = (1.0, 2.0, 4.0)  # seconds between attempts
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 T = TypeVar("T")
@@ -98,9 +98,7 @@ def read_part(repo: str, commit: str, path: str, kind: Kind, key: str, read: Cal
 
 
 def _name(repo: str, revision: str | None, kind: Kind) -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT} {kind} {repo} {revision or 'default branch'}"
+    return f"{kind} {repo} {revision or 'default branch'}"
 
 
 def _ask(repo: str, revision: str | None, kind: Kind, key: str) -> dict[str, str]:

@@ -206,7 +206,7 @@ def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, lis
     Only the files' label columns travel for it.
     """
     source, columns = task.source, [task.columns.image, *task.columns.labels]
-    asked = json.dumps([_endpoint(), source.hub, commit, split, columns])
+    asked = json.dumps([source.hub, commit, split, columns])
     kept = (
         platformdirs.user_cache_path("vlm-pipeline") / "datasets" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
     )
@@ -234,12 +234,6 @@ def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, lis
     temporary.write_text(json.dumps(index), encoding="utf-8")
     temporary.replace(kept)
     return index
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
 
 
 def _class_of_each_row(task: Task, split: str, card: dict, shard: Any) -> list[Any]:
