@@ -15,6 +15,7 @@ import platformdirs
 from vlm.errors import InputError
 
 _PAUSES = (1.0, 2.0, 4.0)  # seconds between attempts
+_PATIENCE = 10.0  # seconds without a connection
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 T = TypeVar("T")
@@ -136,8 +137,10 @@ class _Memory:
 
 def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -> Any:
     """`call()`, again after a pause if the connection broke or the Hub stumbled, with one-line errors."""
+    import httpx  # what huggingface_hub talks with
     from huggingface_hub import constants, errors
 
+    started = time.monotonic()
     what = f"{repo!r} at {revision}" if revision else f"{repo!r}"
     pauses = iter(_PAUSES)
     while True:
@@ -156,10 +159,18 @@ def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -
                 f"{key}: {repo!r} is not on the Hub, or is private: check the name; `hf auth login` or HF_TOKEN opens "
                 "private ones"
             ) from None
-        except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
+        except (
+            errors.HTTPError,
+            errors.LocalEntryNotFoundError,
+            errors.RevisionResolutionError,
+            errors.OfflineModeIsEnabled,
+        ) as error:
             if constants.is_offline_mode():
                 raise InputError(f"{key}: {what} is not in the cache; unset HF_HUB_OFFLINE to download it") from None
             pause = next(pauses, None)
+            # For some requests the library has waited for a connection already.
+            if isinstance(error, httpx.ConnectError) and time.monotonic() - started > _PATIENCE:
+                pause = None
             if pause is None:
                 reason = str(error.__cause__ or error).splitlines()[0]
                 raise InputError(
