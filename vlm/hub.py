@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,7 +15,6 @@ import platformdirs
 from vlm.errors import InputError
 
 _PAUSES = (1.0, 2.0, 4.0)  # seconds between attempts
-_PATIENCE = 10.0  # seconds without a connection
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 T = TypeVar("T")
@@ -79,7 +78,10 @@ def files(repo: str, commit: str, kind: Kind, key: str) -> list[str]:
     """The paths of a commit's files, sorted. Asks the Hub. Raises InputError."""
     from huggingface_hub import HfApi
 
-    return sorted(_tried(lambda: HfApi().list_repo_files(repo, repo_type=kind, revision=commit), repo, commit, key))
+    def call() -> list[str]:
+        return HfApi().list_repo_files(repo, repo_type=kind, revision=commit)
+
+    return sorted(_tried(call, repo, commit, key, pauses=()))  # the library tries this again itself
 
 
 def read_part(repo: str, commit: str, path: str, kind: Kind, key: str, read: Callable[[Any], T]) -> T:
@@ -135,14 +137,14 @@ class _Memory:
         self._lock.release()
 
 
-def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -> Any:
+def _tried(
+    call: Callable[[], Any], repo: str, revision: str | None, key: str, pauses: Sequence[float] = _PAUSES
+) -> Any:
     """`call()`, again after a pause if the connection broke or the Hub stumbled, with one-line errors."""
-    import httpx  # what huggingface_hub talks with
     from huggingface_hub import constants, errors
 
-    started = time.monotonic()
     what = f"{repo!r} at {revision}" if revision else f"{repo!r}"
-    pauses = iter(_PAUSES)
+    remaining = iter(pauses)
     while True:
         try:
             return call()
@@ -167,10 +169,7 @@ def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -
         ) as error:
             if constants.is_offline_mode():
                 raise InputError(f"{key}: {what} is not in the cache; unset HF_HUB_OFFLINE to download it") from None
-            pause = next(pauses, None)
-            # For some requests the library has waited for a connection already.
-            if isinstance(error, httpx.ConnectError) and time.monotonic() - started > _PATIENCE:
-                pause = None
+            pause = next(remaining, None)
             if pause is None:
                 reason = str(error.__cause__ or error).splitlines()[0]
                 raise InputError(
