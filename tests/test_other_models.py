@@ -34,11 +34,22 @@ def clone(tmp_path_factory) -> Clone:
     return make_clone(tmp_path_factory, SMALLEST)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3", "llava", "gemma3"])
-def test_the_pipeline_runs_on(name, clone):
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("qwen2_5_vl", "language+projector"),
+        ("idefics3", "language+projector"),
+        ("llava", "language+projector"),
+        (
+            "gemma3",
+            "language",
+        ),  # its projector is a bare matrix and no linear layer; with it, finetune stops and says so
+    ],
+)
+def test_the_pipeline_runs_on(name, parts, clone):
     build(name, clone.folder / "models" / name)
     (clone.folder / "configs" / "models" / f"{name}.yaml").write_text(MODEL.format(name=name))
-    clone.run("dvc", "exp", "run", "-S", f"model={name}")
+    clone.run("dvc", "exp", "run", "-S", f"model={name}", "-S", f"finetune.lora.modules={parts}")
     metrics = {stage: json.loads((clone.folder / f"metrics/{stage}.json").read_text()) for stage in STAGES}
     assert metrics["prepare"]["test_rows"] == 16
     assert metrics["structured_eval"]["valid_rate"] == metrics["final_eval"]["valid_rate"] == 1
