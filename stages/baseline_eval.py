@@ -1,6 +1,6 @@
 """baseline_eval: the model as it comes, free to write what it likes."""
 
-from vlm import compute, evaluation, metrics, pin, plots
+from vlm import compute, evaluation, metrics, pinned, plots
 from vlm.errors import reported
 from vlm.params import load_params
 
@@ -8,7 +8,7 @@ STAGE = "baseline_eval"
 
 
 def main() -> None:
-    params = pin.resolved(load_params())
+    params = pinned.resolved(load_params())
     job = evaluation.Evaluation.raw(params)
     with compute.run(job, params.compute, params.modal) as result:
         predictions, counted = evaluation.save(result, STAGE)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from vlm import compute, evaluation, metrics, pin, plots
+from vlm import compute, evaluation, metrics, pinned, plots
 from vlm.errors import reported
 from vlm.params import load_params
 
@@ -11,7 +11,7 @@ ADAPTERS = {"best": "models/adapter", "last": "models/adapter_last"}
 
 
 def main() -> None:
-    params = pin.resolved(load_params())
+    params = pinned.resolved(load_params())
     labels = params.task.labels
     adapter = ADAPTERS[params.final_eval.adapter]
     raw_job = evaluation.Evaluation.raw(params, adapter=adapter)

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from vlm import compute, metrics, pin
+from vlm import compute, metrics, pinned
 from vlm.errors import reported
 from vlm.finetuning import FineTuning
 from vlm.params import load_params
@@ -13,7 +13,7 @@ STAGE = "finetune"
 
 
 def main() -> None:
-    params = pin.resolved(load_params())
+    params = pinned.resolved(load_params())
     job = FineTuning(
         task=params.task,
         model=params.model,

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from vlm import metrics, plots, preparation
+from vlm import metrics, pinned, plots, preparation
 from vlm.errors import reported
 from vlm.params import load_params
 from vlm.progress import ProgressBar
@@ -20,6 +20,8 @@ def main() -> None:
 
     metrics.write(f"metrics/{STAGE}.json", report.metrics())
     runtime = {"seconds": round(seconds, 2), "images_per_second": round(report.total / seconds, 2)}
+    if params.task.source.hub is not None:
+        runtime["source_commit"] = pinned.verify_source(params.task)
     metrics.write(f"metrics/runtime/{STAGE}.json", runtime)
     plots.class_distribution(f"plots/{STAGE}/class_distribution.csv", report.rows)
     plots.samples(f"plots/{STAGE}/samples.png", "data/train.parquet", params.task.labels)

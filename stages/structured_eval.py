@@ -1,6 +1,6 @@
 """structured_eval: the model as it comes, able to answer only with the task's labels."""
 
-from vlm import compute, evaluation, metrics, pin, plots
+from vlm import compute, evaluation, metrics, pinned, plots
 from vlm.errors import reported
 from vlm.params import load_params
 
@@ -8,7 +8,7 @@ STAGE = "structured_eval"
 
 
 def main() -> None:
-    params = pin.resolved(load_params())
+    params = pinned.resolved(load_params())
     job = evaluation.Evaluation.structured(params)
     with compute.run(job, params.compute, params.modal) as result:
         predictions, counted = evaluation.save(result, STAGE)

@@ -92,8 +92,8 @@ class Clone:
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Clone:
+def make_clone(tmp_path_factory: pytest.TempPathFactory, replacements: dict[str, str]) -> Clone:
+    """A clone with other values in params.yaml, and no results."""
     folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -107,11 +107,17 @@ def clone(tmp_path_factory) -> Clone:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     made = Clone(folder, tmp_path_factory.mktemp("user-cache"))
-    for old, new in MICRO.items():
+    for old, new in replacements.items():
         made.edit("params.yaml", old, new)
     made.run("git", "init", "-q")
     made.run("git", "add", ".")
     made.run("git", "commit", "-qm", "micro")
+    return made
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Clone:
+    made = make_clone(tmp_path_factory, MICRO)
     made.run("dvc", "repro")
     made.run("git", "add", ".")
     made.run("git", "commit", "-qm", "results")

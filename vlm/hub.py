@@ -4,19 +4,20 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import filelock
 import platformdirs
 
 from vlm.errors import InputError
 
-_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts
+_PAUSES = (1.0, 2.0, 4.0)  # seconds between attempts
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+T = TypeVar("T")
 Kind = Literal["model", "dataset"]
 
 
@@ -73,10 +74,34 @@ def download(repo: str, commit: str, patterns: list[str], kind: Kind, key: str) 
     )
 
 
-def _name(repo: str, revision: str | None, kind: Kind) -> str:
-    from huggingface_hub import constants
+def files(repo: str, commit: str, kind: Kind, key: str) -> list[str]:
+    """The paths of a commit's files, sorted. Asks the Hub. Raises InputError."""
+    from huggingface_hub import HfApi
 
-    return f"{constants.ENDPOINT} {kind} {repo} {revision or 'default branch'}"
+    def call() -> list[str]:
+        return HfApi().list_repo_files(repo, repo_type=kind, revision=commit)
+
+    return sorted(_tried(call, repo, commit, key, pauses=()))  # the library tries this again itself
+
+
+def read_part(repo: str, commit: str, path: str, kind: Kind, key: str, read: Callable[[Any], T]) -> T:
+    """What `read` makes of a file of the Hub, which travels only as far as it is read: in pieces of 64 KiB.
+
+    `read` gets a file object that can seek, and may be called again after a broken connection. Raises InputError.
+    """
+    from huggingface_hub import HfFileSystem
+
+    def call() -> T:
+        # Without the instances and listings that fsspec keeps: after an error they would still say what they said.
+        system = HfFileSystem(skip_instance_cache=True)
+        with system.open(f"{kind}s/{repo}@{commit}/{path}", "rb", block_size=2**16) as file:
+            return read(file)
+
+    return _tried(call, repo, commit, key)
+
+
+def _name(repo: str, revision: str | None, kind: Kind) -> str:
+    return f"{kind} {repo} {revision or 'default branch'}"
 
 
 def _ask(repo: str, revision: str | None, kind: Kind, key: str) -> dict[str, str]:
@@ -112,12 +137,14 @@ class _Memory:
         self._lock.release()
 
 
-def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -> Any:
+def _tried(
+    call: Callable[[], Any], repo: str, revision: str | None, key: str, pauses: Sequence[float] = _PAUSES
+) -> Any:
     """`call()`, again after a pause if the connection broke or the Hub stumbled, with one-line errors."""
     from huggingface_hub import constants, errors
 
     what = f"{repo!r} at {revision}" if revision else f"{repo!r}"
-    pauses = iter(_PAUSES)
+    remaining = iter(pauses)
     while True:
         try:
             return call()
@@ -134,10 +161,15 @@ def _tried(call: Callable[[], Any], repo: str, revision: str | None, key: str) -
                 f"{key}: {repo!r} is not on the Hub, or is private: check the name; `hf auth login` or HF_TOKEN opens "
                 "private ones"
             ) from None
-        except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
+        except (
+            errors.HTTPError,
+            errors.LocalEntryNotFoundError,
+            errors.RevisionResolutionError,
+            errors.OfflineModeIsEnabled,
+        ) as error:
             if constants.is_offline_mode():
                 raise InputError(f"{key}: {what} is not in the cache; unset HF_HUB_OFFLINE to download it") from None
-            pause = next(pauses, None)
+            pause = next(remaining, None)
             if pause is None:
                 reason = str(error.__cause__ or error).splitlines()[0]
                 raise InputError(

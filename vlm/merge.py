@@ -8,7 +8,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from vlm import batching, dataset, evaluation, model, pin
+from vlm import batching, dataset, evaluation, model, pinned
 from vlm.errors import InputError, reported
 from vlm.params import Params, load_params
 
@@ -41,7 +41,7 @@ def merge(params: Params, adapter: str, output: Path, data: str) -> float:
     shutil.rmtree(temporary, ignore_errors=True)
     with_adapter.merge_and_unload().save_pretrained(temporary)
     processor.save_pretrained(temporary)
-    written = params.model.model_copy(update={"id": str(temporary), "revision": pin.folder_hash(temporary)})
+    written = params.model.model_copy(update={"id": str(temporary), "revision": pinned.folder_hash(temporary)})
     merged, _ = model.load(written, params.image)
     ask = Posterior(merged, processor, params.task)
     found = torch.cat([ask(load([row]).to(device, dtype)) for row in rows])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm import chat, hub, pin
+from vlm import chat, hub, pinned
 from vlm.errors import InputError
 from vlm.params import ImageParams, ModelConfig
 from vlm.task import Task
@@ -29,7 +29,7 @@ def load(
     Raises InputError for a pinned model that has changed, one that cannot be loaded or needs more than this GPU's
     memory, and for an adapter that is none or another model's.
     """
-    config = pin.resolved_model(config)
+    config = pinned.resolved_model(config)
     if adapter is not None:
         _verify_adapter(adapter, config)
     quiet_libraries()
@@ -69,8 +69,8 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
     quiet_libraries()
     from transformers import AutoProcessor
 
-    config = pin.resolved_model(config)
-    pin.verify_model(config)
+    config = pinned.resolved_model(config)
+    pinned.verify_model(config)
     require_files(config)
     with _one_line(config):
         processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config), local_files_only=True)
@@ -151,7 +151,7 @@ def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]")
 
 def hub_revision(config: ModelConfig) -> str | None:
     """The Hub commit to load; a folder has none. Raises InputError."""
-    return None if config.folder else pin.resolved_model(config).revision
+    return None if config.folder else pinned.resolved_model(config).revision
 
 
 def device() -> "torch.device":

@@ -2,13 +2,18 @@
 
 Which pictures are in which split is a function of the pictures and the seed. Test is drawn first, then validation, so
 that asking for another number of training rows moves nothing in or out of test. Exact copies are dropped before that.
+
+A data set of several files is not fetched as a whole for a few rows: see `_Deck`. That has a price: copies of which one
+is in a file that was not fetched are not noticed (nor can they do harm: both splits come from fetched files), and rows
+of one file may have more in common than rows of all.
 """
 
 import csv
+import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -128,29 +133,26 @@ def _from_badges(task: Task, rows: PrepareParams, seed: int, work: Path, emit: E
 
 def _from_pictures(task: Task, rows: PrepareParams, seed: int, work: Path, emit: Emit) -> Report:
     pools = sources.pools(task)
-    found, skipped = _inspect_all(pools, emit)
-    if skipped:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(s.kind for s in skipped).most_common())
-        emit(Log(f"pictures left out: {kinds}; the first: {skipped[0].id} {skipped[0].reason}"))
-    if not any(found.values()):
-        raise InputError(
-            f"configs/tasks/{task.name}.yaml: source: not one picture can be used; the first, {skipped[0].id}, "
-            f"{skipped[0].reason}"
-        )
-    sources.require_all_labels(task, {picture.label for pool in found.values() for picture in pool})
+    decks: dict[str, _Deck] = {}
+    for name in ("test", "train"):
+        if name in pools:
+            # Of copies in test and in train the one in test stays.
+            decks[name] = _Deck(name, pools[name], task.labels, seed, emit, before=decks.get("test"))
+    _require_all_labels(task, decks)
 
     drawn: dict[str, tuple[str, list[Picture]]] = {}  # split -> the pool, what was drawn from it
     for split in ("test", "validation", "train"):
-        pool = split if split in pools else "train"
-        wanted = _wanted(split, getattr(rows, split), len(found[pool]), held_out=pool != split)
-        chosen = splits.draw(found[pool], wanted, task.labels, seed)
-        taken = {picture.index for picture in chosen}
-        found[pool] = [picture for picture in found[pool] if picture.index not in taken]
-        drawn[split] = pool, chosen
+        name = split if split in decks else "train"
+        drawn[split] = name, decks[name].draw(split, getattr(rows, split), held_out=name != split)
+    skipped = [skip for deck in decks.values() for skip in deck.skipped]
+    if skipped:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(s.kind for s in skipped).most_common())
+        emit(Log(f"pictures left out: {kinds}; the first: {skipped[0].id} {skipped[0].reason}"))
+    _require_all_labels(task, decks)
 
     with _Store(work / "pictures") as store:
-        for name, pool in pools.items():
-            store.add(name, pool, [picture for used, chosen in drawn.values() if used == name for picture in chosen])
+        for name, deck in decks.items():
+            store.add(name, deck.pool, deck.taken)
         counts = {}
         for split in SPLITS:
             name, chosen = drawn[split]
@@ -159,22 +161,95 @@ def _from_pictures(task: Task, rows: PrepareParams, seed: int, work: Path, emit:
     return Report(counts, tuple(skipped))
 
 
-def _inspect_all(pools: dict[str, sources.Pool], emit: Emit) -> tuple[dict[str, list[Picture]], list[Skipped]]:
-    """The usable pictures of every pool, and the others. Of copies in test and in train, the one in test stays."""
-    usable, skipped = {}, []
-    seen: dict[bytes, Picture] = {}
-    for name in ("test", "train"):
-        if name not in pools:
-            continue
-        readable, unreadable = _inspect(name, pools[name], emit)
-        usable[name], copies = splits.without_copies(readable, seen)
-        skipped += [*unreadable, *copies]
-        seen.update((picture.inspection.pixels_digest, picture) for picture in readable)
-    return usable, skipped
+def _require_all_labels(task: Task, decks: "dict[str, _Deck]") -> None:
+    """Raises InputError for a label, or all, of which all pictures have been looked at and none can be used."""
+    if not all(deck.complete for deck in decks.values()):
+        return
+    usable = [picture for deck in decks.values() for picture in (*deck.taken, *deck.usable())]
+    if not usable:
+        first = next(skip for deck in decks.values() for skip in deck.skipped)
+        raise InputError(
+            f"configs/tasks/{task.name}.yaml: source: not one picture can be used; the first, {first.id}, "
+            f"{first.reason}"
+        )
+    sources.require_all_labels(task, {picture.label for picture in usable})
 
 
-def _inspect(name: str, pool: sources.Pool, emit: Emit) -> tuple[list[Picture], list[Skipped]]:
-    """Decodes every picture of a pool once, a few at a time. Those that cannot be read are skipped."""
+class _Deck:
+    """A pool from which splits are drawn one after the other.
+
+    Of its shards only as many are fetched and decoded as the splits so far need, in an order that the seed gives: a
+    split is drawn from those alone, so that what comes later moves nothing in it. Every label still has its share in
+    the whole pool. Copies are found among the shards that were fetched.
+    """
+
+    def __init__(
+        self, name: str, pool: sources.Pool, labels: Sequence[str], seed: int, emit: Emit, before: "_Deck | None"
+    ) -> None:
+        """What is a copy of one in the deck `before` is not drawn."""
+        self.pool = pool
+        self.taken: list[Picture] = []
+        self._name, self._labels, self._seed, self._emit, self._before = name, labels, seed, emit, before
+        self._readable: list[Picture] = []
+        self._unreadable: list[Skipped] = []
+        self._copies: list[Skipped] = []
+        chance = {shard: hashlib.sha256(f"{seed}:{shard}".encode()).digest() for shard in range(len(pool.shards))}
+        self._closed = sorted(chance, key=chance.get)
+        if len(self._closed) == 1:
+            self._open(set())
+
+    @property
+    def complete(self) -> bool:
+        return not self._closed
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return [*self._unreadable, *self._copies]
+
+    def usable(self) -> list[Picture]:
+        """The pictures of fetched shards that are readable, in no split yet, and no copies of others."""
+        fixed = [*self.taken, *(self._before._readable if self._before else [])]
+        taken = {picture.index for picture in self.taken}
+        left = [picture for picture in self._readable if picture.index not in taken]
+        kept, self._copies = splits.without_copies(left, {p.inspection.pixels_digest: p for p in fixed})
+        return kept
+
+    def draw(self, split: str, asked: int | None, held_out: bool) -> list[Picture]:
+        """The pictures of a split. Raises InputError if there are too few."""
+        available = len(self.usable()) if self.complete else len(self.pool.ids) - len(self.taken)
+        wanted = _wanted(split, asked, available, held_out)
+        in_pool = Counter(self.pool.labels)
+        quota = splits.quotas({label: in_pool[label] for label in self._labels}, wanted)
+        while not self.complete:
+            found = Counter(picture.label for picture in self.usable())
+            short = {label for label in self._labels if found[label] < quota[label]}
+            if asked is not None and not short:
+                break
+            self._open(short)
+        left = self.usable()
+        if self.complete:
+            found = Counter(picture.label for picture in left)
+            wanted = _wanted(split, asked, len(left), held_out)
+            quota = splits.quotas({label: found[label] for label in self._labels}, wanted)
+        chosen = splits.draw(left, quota, self._seed)
+        self.taken += chosen
+        return chosen
+
+    def _open(self, short: set[str]) -> None:
+        """Inspects the next shard, of those, if there are any, that hold labels of which there are too few."""
+
+        def helps(shard: int) -> bool:
+            return any(self.pool.labels[index] in short for index in self.pool.shards[shard])
+
+        shard = next(filter(helps, self._closed), self._closed[0])
+        self._closed.remove(shard)
+        readable, unreadable = _inspect(self._name, self.pool, shard, self._emit)
+        self._readable = sorted([*self._readable, *readable], key=lambda picture: picture.index)
+        self._unreadable += unreadable
+
+
+def _inspect(name: str, pool: sources.Pool, shard: int, emit: Emit) -> tuple[list[Picture], list[Skipped]]:
+    """Decodes every picture of a shard once, a few at a time. Those that cannot be read are skipped."""
 
     def inspect(read: Callable[[], bytes]) -> pictures.Inspection | str:
         try:
@@ -184,8 +259,10 @@ def _inspect(name: str, pool: sources.Pool, emit: Emit) -> tuple[list[Picture], 
         except OSError as error:
             return error.strerror or str(error)
 
-    readable, unreadable, index = [], [], 0
-    readers = pool.readers()
+    readable, unreadable = [], []
+    of_shard = pool.shards[shard]
+    index, readers = of_shard.start, pool.readers(shard)
+    unit = f"{name} pictures checked" + (f" (file {shard + 1} of {len(pool.shards)})" if len(pool.shards) > 1 else "")
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding and hashing run outside the interpreter's lock
         while chunk := list(islice(readers, _AT_ONCE)):
             for result in threads.map(inspect, chunk):
@@ -194,7 +271,7 @@ def _inspect(name: str, pool: sources.Pool, emit: Emit) -> tuple[list[Picture], 
                 else:
                     readable.append(Picture(index, pool.ids[index], pool.labels[index], result))
                 index += 1
-            emit(Progress(index, len(pool.ids), f"{name} pictures checked"))
+            emit(Progress(index - of_shard.start, len(of_shard), unit))
     return readable, unreadable
 
 
@@ -226,8 +303,12 @@ class _Store:
 
     def add(self, name: str, pool: sources.Pool, chosen: list[Picture]) -> None:
         wanted = {picture.index: picture for picture in chosen}
-        for index, read in enumerate(pool.readers()):
-            if index in wanted:
+        for shard, of_shard in enumerate(pool.shards):
+            if wanted.keys().isdisjoint(of_shard):
+                continue
+            for index, read in zip(of_shard, pool.readers(shard), strict=True):
+                if index not in wanted:
+                    continue
                 data = read()
                 if not wanted[index].inspection.store_as_is:
                     data = pictures.upright_png(data)

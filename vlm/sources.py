@@ -2,18 +2,22 @@
 
 import csv
 import fnmatch
+import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import platformdirs
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML, YAMLError
 
-from vlm import hub, pin
+from vlm import hub, pinned
 from vlm.errors import InputError
 from vlm.task import Task
 
@@ -26,8 +30,10 @@ class Pool:
 
     ids: list[str]
     labels: list[str]
-    # Can be called again. A picture's bytes are read by calling what it yields, which may raise OSError.
-    readers: Callable[[], Iterator[Callable[[], bytes]]]
+    shards: list[range]  # the pictures of each file of the source, by their place in `ids`; together all of them
+    # shard -> its pictures, in order; fetches the shard if it is not here. Can be called again. A picture's bytes are
+    # read by calling what it yields, which may raise OSError.
+    readers: Callable[[int], Iterator[Callable[[], bytes]]]
 
 
 def pools(task: Task) -> dict[str, Pool]:
@@ -80,18 +86,18 @@ def _folder_pool(task: Task, folder: Path) -> Pool:
     file = f"configs/tasks/{task.name}.yaml"
     if not folder.is_dir():
         raise InputError(f"{file}: source.folder: {task.source.folder!r} is no folder here")
-    pin.verify_source(task)
+    pinned.verify_source(task)
     if task.source.metadata is not None:
         rows = _metadata_rows(task, folder / task.source.metadata)
     else:
         # What lies beside the folders of labels (a README, a licence) has no label.
-        rows = [(name, name.split("/")[0]) for name in pin.visible_files(folder) if "/" in name]
+        rows = [(name, name.split("/")[0]) for name in pinned.visible_files(folder) if "/" in name]
     if not rows:
         raise InputError(f"{file}: source.folder: {task.source.folder!r} has no pictures; it should hold LABEL/PICTURE")
     ids = [name for name, _ in rows]
     paths = [folder / name for name in ids]
     labels = _to_labels(task, [label for _, label in rows], ids)
-    return Pool(ids, labels, lambda: (path.read_bytes for path in paths))
+    return Pool(ids, labels, [range(len(ids))], lambda shard: (path.read_bytes for path in paths))
 
 
 def _metadata_rows(task: Task, path: Path) -> list[tuple[str, str]]:
@@ -99,14 +105,14 @@ def _metadata_rows(task: Task, path: Path) -> list[tuple[str, str]]:
     rows = []
     for line, row in _read_metadata(path):
         values = []
-        for key in ("image", "label"):
-            column = getattr(task.columns, key)
-            if row.get(column) in (None, ""):
+        for key, columns in (("image", [task.columns.image]), ("label", task.columns.labels)):
+            missing = [column for column in columns if row.get(column) in (None, "")]
+            if missing:
                 raise InputError(
-                    f"{path}: line {line}: has no {column!r}, only {', '.join(map(str, row))}; "
+                    f"{path}: line {line}: has no {missing[0]!r}, only {', '.join(map(str, row))}; "
                     f"columns.{key} of configs/tasks/{task.name}.yaml should name its {key}"
                 )
-            values.append(str(row[column]))
+            values.append(" ".join(str(row[column]) for column in columns))
         name = PurePosixPath(values[0])
         if name.is_absolute() or ".." in name.parts:
             raise InputError(f"{path}: line {line}: {values[0]!r} should be a path inside {task.source.folder}")
@@ -143,55 +149,113 @@ def _read_metadata(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _hub_pools(task: Task) -> dict[str, Pool]:
-    source, file = task.source, f"configs/tasks/{task.name}.yaml"
-    commit = pin.verify_source(task)
-    folder = hub.download(source.hub, commit, ["README.md"], "dataset", f"{file}: source.hub")
-    card = _card(folder / "README.md")
+    commit = pinned.verify_source(task)
+    found = {
+        key: _hub_pool(task, commit, split, _index(task, commit, key, split))
+        for key, split in (("train", task.source.train), ("test", task.source.test))
+        if split is not None
+    }
+    _compare_with_expected(task, {key: len(pool.ids) for key, pool in found.items()})
+    return found
+
+
+def count_rows(task: Task, commit: str) -> dict[str, int]:
+    """Rows of a Hub task's source splits, by their key in the task's file ("train", "test")."""
+    splits = {"train": task.source.train, "test": task.source.test}
     return {
-        key: _hub_pool(task, commit, key, split, card)
-        for key, split in (("train", source.train), ("test", source.test))
+        key: sum(len(names) for _, names in _index(task, commit, key, split))
+        for key, split in splits.items()
         if split is not None
     }
 
 
-def _hub_pool(task: Task, commit: str, key: str, split: str, card: dict) -> Pool:
-    """The rows of a split's parquet files; ids are `SPLIT-ROW`."""
+def _compare_with_expected(task: Task, found: dict[str, int]) -> None:
     source, file = task.source, f"configs/tasks/{task.name}.yaml"
+    if source.expect is None or source.expect.revision != source.revision:
+        return  # the counts are of another revision: a change of the revision is meant
+    for key, rows in found.items():
+        expected = getattr(source.expect, key)
+        if expected is not None and rows != expected:
+            raise InputError(
+                f"{file}: source.expect.{key}: {expected} rows, but {source.hub!r} has {rows}: the data set has "
+                f"changed; `python -m vlm.pin --task {task.name}` takes it as it is now"
+            )
+
+
+def _hub_pool(task: Task, commit: str, split: str, index: list[tuple[str, list[Any]]]) -> Pool:
+    """The rows of a split's parquet files; ids are `SPLIT-ROW`."""
+    key = f"configs/tasks/{task.name}.yaml: source.hub"
+    ends = list(accumulate(len(names) for _, names in index))
+    shards = [range(end - len(names), end) for end, (_, names) in zip(ends, index, strict=True)]
+    ids = [f"{split}-{row:06d}" for row in range(ends[-1])]
+
+    def readers(shard: int) -> Iterator[Callable[[], bytes]]:
+        name = index[shard][0]
+        file = hub.download(task.source.hub, commit, [name], "dataset", key) / name
+        for batch in pq.ParquetFile(file).iter_batches(_BATCH, columns=[task.columns.image]):
+            for value in batch.column(0).to_pylist():
+                yield partial(_picture_bytes, value)
+
+    labels = _to_labels(task, [name for _, names in index for name in names], ids)
+    return Pool(ids, labels, shards, readers)
+
+
+def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, list[Any]]]:
+    """A split's parquet files, and what each calls the class of each of its rows. Kept in the user's cache directory.
+
+    Only the files' label columns travel for it.
+    """
+    source, columns = task.source, [task.columns.image, *task.columns.labels]
+    asked = json.dumps([source.hub, commit, split, columns])
+    kept = (
+        platformdirs.user_cache_path("vlm-pipeline") / "datasets" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+    )
+    if kept.exists():
+        return [(name, names) for name, names in json.loads(kept.read_text(encoding="utf-8"))]
+    file = f"configs/tasks/{task.name}.yaml"
+    card = _card(hub.download(source.hub, commit, ["README.md"], "dataset", f"{file}: source.hub") / "README.md")
     patterns = _patterns(card, split)
-    folder = hub.download(source.hub, commit, patterns, "dataset", f"{file}: source.hub")
-    shards = [
-        path
-        for path in sorted(folder.rglob("*.parquet"))
-        if any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
+    names = [
+        name
+        for name in hub.files(source.hub, commit, "dataset", f"{file}: source.hub")
+        if name.endswith(".parquet") and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     ]
-    if not shards:
+    if not names:
         known = ", ".join(_split_patterns(card)) or "none that it declares"
         raise InputError(
             f"{file}: source.{key}: {source.hub!r} has no parquet files of a split {split!r}; its splits are {known}"
         )
-    names: list[Any] = []
-    for shard in shards:
-        schema = pq.read_schema(shard)
-        for column_key in ("image", "label"):
-            column = getattr(task.columns, column_key)
-            if column not in schema.names:
+    index = []
+    for name in names:
+        read = partial(_class_of_each_row, task, split, card)
+        index.append((name, hub.read_part(source.hub, commit, name, "dataset", f"{file}: source.hub", read)))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(index), encoding="utf-8")
+    temporary.replace(kept)
+    return index
+
+
+def _class_of_each_row(task: Task, split: str, card: dict, shard: Any) -> list[Any]:
+    """What a parquet file calls the class of each of its rows: names, or numbers as text; None where there is none."""
+    file = pq.ParquetFile(shard)
+    for key, columns in (("image", [task.columns.image]), ("label", task.columns.labels)):
+        for column in columns:
+            if column not in file.schema_arrow.names:
                 raise InputError(
-                    f"{file}: columns.{column_key}: {column!r} is no column of {source.hub!r} ({split}); "
-                    f"it has {', '.join(schema.names)}"
+                    f"configs/tasks/{task.name}.yaml: columns.{key}: {column!r} is no column of {task.source.hub!r} "
+                    f"({split}); it has {', '.join(file.schema_arrow.names)}"
                 )
-        class_names = _class_names(schema.metadata, card, task.columns.label)
-        for value in pq.read_table(shard, columns=[task.columns.label]).column(0).to_pylist():
+    table = file.read(columns=task.columns.labels)
+    parts = []
+    for column in task.columns.labels:
+        class_names = _class_names(file.schema_arrow.metadata, card, column)
+        values = []
+        for value in table.column(column).to_pylist():
             is_class = class_names and isinstance(value, int) and 0 <= value < len(class_names)
-            names.append(class_names[value] if is_class else None if value is None else str(value))
-    ids = [f"{split}-{row:06d}" for row in range(len(names))]
-
-    def readers() -> Iterator[Callable[[], bytes]]:
-        for shard in shards:
-            for batch in pq.ParquetFile(shard).iter_batches(_BATCH, columns=[task.columns.image]):
-                for value in batch.column(0).to_pylist():
-                    yield partial(_picture_bytes, value)
-
-    return Pool(ids, _to_labels(task, names, ids), readers)
+            values.append(class_names[value] if is_class else None if value is None else str(value))
+        parts.append(values)
+    return [None if None in values else " ".join(values) for values in zip(*parts, strict=True)]
 
 
 def _picture_bytes(value: Any) -> bytes:

@@ -53,21 +53,27 @@ def without_copies(pictures: Sequence[Picture], elsewhere: dict[bytes, Picture])
     return kept, skipped
 
 
-def draw(pictures: Sequence[Picture], wanted: int, labels: Sequence[str], seed: int) -> list[Picture]:
-    """`wanted` of the pictures, every label in proportion to its share of them, in a random order.
+def quotas(counts: dict[str, int], wanted: int) -> dict[str, int]:
+    """`wanted` divided among labels in proportion to their counts; fractions go to the largest remainders."""
+    total = sum(counts.values())
+    shares = {label: divmod(wanted * count, total) for label, count in counts.items()}
+    short = wanted - sum(whole for whole, _ in shares.values())
+    topped_up = set(sorted(counts, key=lambda label: -shares[label][1])[:short])
+    return {label: whole + (label in topped_up) for label, (whole, _) in shares.items()}
+
+
+def draw(pictures: Sequence[Picture], quota: dict[str, int], seed: int) -> list[Picture]:
+    """As many of the pictures of every label as `quota` says, all together in a random order.
 
     Chance is a hash of seed and picture file, the same on every machine, so that another picture in the source changes
-    little of what is drawn. Fractions of a row go to the largest remainders.
+    little of what is drawn.
     """
 
     def chance(picture: Picture) -> bytes:
         return hashlib.sha256(f"{seed}:".encode() + picture.inspection.bytes_digest).digest()
 
-    by_label: dict[str, list[Picture]] = {label: [] for label in labels}
+    by_label: dict[str, list[Picture]] = {label: [] for label in quota}
     for picture in sorted(pictures, key=chance):
         by_label[picture.label].append(picture)
-    shares = {label: divmod(wanted * len(found), len(pictures)) for label, found in by_label.items()}
-    short = wanted - sum(whole for whole, _ in shares.values())
-    topped_up = set(sorted(labels, key=lambda label: -shares[label][1])[:short])
-    chosen = [picture for label in labels for picture in by_label[label][: shares[label][0] + (label in topped_up)]]
+    chosen = [picture for label, number in quota.items() for picture in by_label[label][:number]]
     return sorted(chosen, key=chance)

@@ -22,6 +22,18 @@ class Badges(Frozen):
     icons: dict[str, str]
 
 
+class Expected(Frozen):
+    """Rows of a data set's splits, null = not checked, and the `revision` at which they were counted.
+
+    They are checked where that is the source's revision: what has changed without its revision is no longer the data
+    set that the file speaks of. `python -m vlm.pin` writes them with the revision.
+    """
+
+    revision: str | None = None
+    train: int | None = Field(default=None, gt=0)
+    test: int | None = Field(default=None, gt=0)
+
+
 class Source(Frozen):
     """Where pictures come from: exactly one of badges, hub and folder."""
 
@@ -32,6 +44,7 @@ class Source(Frozen):
     revision: str | None = None
     train: str = "train"
     test: str | None = None
+    expect: Expected | None = None
     # A folder of your own: folder/LABEL/*.jpg, or a metadata file (CSV or JSONL, relative to the folder) that names
     # a picture and its label in the columns of `columns`. `sha256` is written by `python -m vlm.pin`.
     folder: str | None = None
@@ -43,7 +56,7 @@ class Source(Frozen):
         kinds = [kind for kind in ("badges", "hub", "folder") if getattr(self, kind) is not None]
         if len(kinds) != 1:
             raise ValueError(f"names {' and '.join(kinds) or 'no kind'}; give exactly one of badges, hub, folder")
-        own = {"hub": {"revision", "train", "test"}, "folder": {"metadata", "sha256"}}.get(kinds[0], set())
+        own = {"hub": {"revision", "train", "test", "expect"}, "folder": {"metadata", "sha256"}}.get(kinds[0], set())
         stray = [key for key in sorted(self.model_fields_set - own - {kinds[0]}) if getattr(self, key) is not None]
         if stray:
             raise ValueError(f"{stray[0]} does nothing beside {kinds[0]}; remove it")
@@ -54,7 +67,11 @@ class Source(Frozen):
 
 class Columns(Frozen):
     image: str = "image"
-    label: str = "label"
+    label: str | list[str] = "label"  # of several columns the values are joined by spaces
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.label] if isinstance(self.label, str) else self.label
 
 
 class Prompt(Frozen):

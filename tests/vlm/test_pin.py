@@ -6,7 +6,7 @@ import platformdirs
 import pytest
 from ruamel.yaml import YAML
 
-from vlm import hub, pin
+from vlm import hub, pin, pinned
 from vlm.errors import InputError
 from vlm.params import ModelConfig
 from vlm.task import Task
@@ -17,7 +17,7 @@ MODEL = """\
 id: models/small   # a folder
 
 revision: null     # written by vlm.pin
-dtype: float32
+options: {dtype: float32}
 """
 TASK = """\
 # A task whose layout no YAML writer would keep.
@@ -34,8 +34,8 @@ prompt:
 @pytest.fixture(autouse=True)
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pin._warn_unpinned.cache_clear()
-    pin._warn_moving.cache_clear()
+    pinned._warn_unpinned.cache_clear()
+    pinned._warn_moving.cache_clear()
     for folder in ("configs/models", "configs/tasks", "models/small", "pets/cat"):
         Path(folder).mkdir(parents=True)
     Path("configs/models/small.yaml").write_text(MODEL)
@@ -68,13 +68,13 @@ def task(source: dict) -> Task:
 
 
 def test_the_hash_changes_with_names_and_contents():
-    hashes = {pin.folder_hash(Path("models/small"))}
+    hashes = {pinned.folder_hash(Path("models/small"))}
     Path("models/small/config.json").write_text("{ }")
-    hashes.add(pin.folder_hash(Path("models/small")))
+    hashes.add(pinned.folder_hash(Path("models/small")))
     Path("models/small/config.json").rename("models/small/other.json")
-    hashes.add(pin.folder_hash(Path("models/small")))
+    hashes.add(pinned.folder_hash(Path("models/small")))
     Path("models/small/empty").write_text("")
-    hashes.add(pin.folder_hash(Path("models/small")))
+    hashes.add(pinned.folder_hash(Path("models/small")))
     assert len(hashes) == 4
 
 
@@ -90,7 +90,7 @@ def test_the_hash_is_the_same_everywhere():
     expected = hashlib.sha256()
     for name, content in (("config.json", b"{}"), ("sub/a.txt", b"a")):
         expected.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
-    assert pin.folder_hash(Path("models/small")) == f"sha256:{expected.hexdigest()}"
+    assert pinned.folder_hash(Path("models/small")) == f"sha256:{expected.hexdigest()}"
 
 
 # Writing
@@ -98,12 +98,12 @@ def test_the_hash_is_the_same_everywhere():
 
 def test_pinning_a_folder_changes_one_value_and_nothing_else():
     line = pin.pin_model("small")
-    found = pin.folder_hash(Path("models/small"))
+    found = pinned.folder_hash(Path("models/small"))
     assert line == f"configs/models/small.yaml: revision: {found}"
     assert Path("configs/models/small.yaml").read_text() == MODEL.replace("null", found)
 
-    assert pin.pin_task("pets") == f"configs/tasks/pets.yaml: source.sha256: {pin.folder_hash(Path('pets'))}"
-    assert Path("configs/tasks/pets.yaml").read_text() == TASK.replace("null", pin.folder_hash(Path("pets")))
+    assert pin.pin_task("pets") == f"configs/tasks/pets.yaml: source.sha256: {pinned.folder_hash(Path('pets'))}"
+    assert Path("configs/tasks/pets.yaml").read_text() == TASK.replace("null", pinned.folder_hash(Path("pets")))
     assert not list(Path("configs").rglob(".*")), "no temporary file stays"
 
 
@@ -139,7 +139,9 @@ def test_the_value_is_put_where_it_belongs(text, path):
 
 @pytest.mark.parametrize("commit", ["1" * 40, "12" + "3" * 35 + "e45"])
 def test_a_commit_that_looks_like_a_number_stays_a_string(commit):
-    assert YAML(typ="safe").load(pin._set("revision: null\n", ["revision"], commit)) == {"revision": commit}
+    assert YAML(typ="safe").load(pin._set("revision: null\n", ["revision"], pin._quoted(commit))) == {
+        "revision": commit
+    }
 
 
 def test_a_hub_revision_becomes_its_commit(monkeypatch):
@@ -180,19 +182,19 @@ def test_a_missing_folder_is_one_line():
 
 
 def test_a_pinned_folder_that_has_not_changed_is_quiet(capsys):
-    pin.verify_model(model(revision=pin.folder_hash(Path("models/small"))))
-    pin.verify_source(task({"folder": "pets", "sha256": pin.folder_hash(Path("pets"))}))
+    pinned.verify_model(model(revision=pinned.folder_hash(Path("models/small"))))
+    pinned.verify_source(task({"folder": "pets", "sha256": pinned.folder_hash(Path("pets"))}))
     assert capsys.readouterr().err == ""
 
 
 def test_a_pinned_folder_that_has_changed_is_one_line():
-    pinned = pin.folder_hash(Path("models/small"))
+    before = pinned.folder_hash(Path("models/small"))
     Path("models/small/config.json").write_text("other")
-    found = pin.folder_hash(Path("models/small"))
+    found = pinned.folder_hash(Path("models/small"))
     with pytest.raises(InputError) as caught:
-        pin.verify_model(model(revision=pinned))
+        pinned.verify_model(model(revision=before))
     assert str(caught.value) == (
-        f"configs/models/small.yaml: revision: models/small has changed: expected {pinned}, found {found}; "
+        f"configs/models/small.yaml: revision: models/small has changed: expected {before}, found {found}; "
         "run `python -m vlm.pin --model small` if the change is meant"
     )
 
@@ -201,8 +203,8 @@ def test_a_pinned_folder_that_has_changed_is_one_line():
 def test_what_is_not_pinned_warns_once_and_names_the_commit_in_use(revision, called, capsys):
     remember(("model", "org/small", revision), ("dataset", "org/pets", revision))
     for _ in range(2):
-        assert pin.resolved_model(model(id="org/small", revision=revision)).revision == COMMIT
-        assert pin.verify_source(task({"hub": "org/pets", "revision": revision})) == COMMIT
+        assert pinned.resolved_model(model(id="org/small", revision=revision)).revision == COMMIT
+        assert pinned.verify_source(task({"hub": "org/pets", "revision": revision})) == COMMIT
     assert capsys.readouterr().err.splitlines() == [
         f"warning: configs/{file}: not pinned; all stages here use {COMMIT}, which {called} was on 2026-11-23 12:00 "
         f"UTC; `python -m vlm.pin --{kind}` pins the one of today"
@@ -214,17 +216,17 @@ def test_what_is_not_pinned_warns_once_and_names_the_commit_in_use(revision, cal
 
 
 def test_unpinned_folders_warn_too(capsys):
-    pin.verify_model(model())
-    pin.verify_source(task({"folder": "pets"}))
+    pinned.verify_model(model())
+    pinned.verify_source(task({"folder": "pets"}))
     assert [line.split(":")[2] for line in capsys.readouterr().err.splitlines()] == [" revision", " source.sha256"]
 
 
 def test_a_pinned_commit_is_quiet(capsys):
-    assert pin.resolved_model(model(id="org/small", revision=COMMIT)).revision == COMMIT
-    assert pin.verify_source(task({"hub": "org/pets", "revision": COMMIT})) == COMMIT
+    assert pinned.resolved_model(model(id="org/small", revision=COMMIT)).revision == COMMIT
+    assert pinned.verify_source(task({"hub": "org/pets", "revision": COMMIT})) == COMMIT
     assert capsys.readouterr().err == ""
 
 
 def test_a_pinned_folder_that_is_gone_is_not_looked_for_on_the_hub():
     with pytest.raises(InputError, match="id: 'models/gone' is no folder here"):
-        pin.resolved_model(model(id="models/gone", revision="sha256:" + "0" * 64))
+        pinned.resolved_model(model(id="models/gone", revision="sha256:" + "0" * 64))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm import dataset, pin, preparation
+from vlm import dataset, pinned, preparation
 from vlm.errors import InputError
 from vlm.events import Log, Progress
 from vlm.params import PrepareParams
@@ -341,7 +341,7 @@ def test_asking_for_more_than_there_is_names_key_asked_and_available(rows, messa
 
 def test_a_pinned_folder_is_checked(capsys):
     pets()
-    of = task({"folder": "pets", "sha256": pin.folder_hash(Path("pets"))})
+    of = task({"folder": "pets", "sha256": pinned.folder_hash(Path("pets"))})
     prepare(of)
     assert "pinned" not in capsys.readouterr().err
     picture("cat/00.png", random.random())

@@ -21,29 +21,34 @@ def pool(often: int = 70, seldom: int = 29, once: int = 1) -> list[Picture]:
     return [picture(index, label) for index, label in enumerate(labels)]
 
 
+def draw(pictures: list[Picture], wanted: int, seed: int) -> list[Picture]:
+    counts = Counter(picture.label for picture in pictures)
+    return splits.draw(pictures, splits.quotas({label: counts[label] for label in LABELS}, wanted), seed)
+
+
 @pytest.mark.parametrize("wanted", [1, 7, 10, 50, 99, 100])
 def test_draw_gives_as_many_as_wanted_in_proportion(wanted):
-    drawn = splits.draw(pool(), wanted, LABELS, seed=1)
+    drawn = draw(pool(), wanted, seed=1)
     counts = Counter(p.label for p in drawn)
     assert len({p.index for p in drawn}) == wanted
     assert all(abs(counts[label] - wanted * size / 100) < 1 for label, size in zip(LABELS, (70, 29, 1), strict=True))
 
 
 def test_draw_is_a_function_of_pictures_and_seed_and_not_of_their_order():
-    drawn = splits.draw(pool(), 30, LABELS, seed=1)
-    assert splits.draw(pool()[::-1], 30, LABELS, seed=1) == drawn
-    assert splits.draw(pool(), 30, LABELS, seed=2) != drawn
+    drawn = draw(pool(), 30, seed=1)
+    assert draw(pool()[::-1], 30, seed=1) == drawn
+    assert draw(pool(), 30, seed=2) != drawn
 
 
 def test_draw_mixes_the_labels():
-    labels = [p.label for p in splits.draw(pool(50, 50, 0), 100, LABELS, seed=1)]
+    labels = [p.label for p in draw(pool(50, 50, 0), 100, seed=1)]
     assert 30 < sum(a != b for a, b in pairwise(labels)) < 70
 
 
 def test_more_pictures_in_the_source_move_few_of_those_drawn():
-    before = {p.id for p in splits.draw(pool(500, 500, 0), 200, LABELS, seed=1)}
+    before = {p.id for p in draw(pool(500, 500, 0), 200, seed=1)}
     more = [*pool(500, 500, 0), *(picture(index, "often") for index in range(2000, 2020))]
-    assert len(before & {p.id for p in splits.draw(more, 200, LABELS, seed=1)}) >= 190
+    assert len(before & {p.id for p in draw(more, 200, seed=1)}) >= 190
 
 
 def test_of_copies_the_first_is_kept():

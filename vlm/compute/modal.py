@@ -18,7 +18,7 @@ import modal
 from modal import exception as refused
 
 import vlm
-from vlm import pin
+from vlm import pinned
 from vlm.compute import local, prices, remote
 from vlm.compute.tracking import tracker
 from vlm.errors import InputError
@@ -177,8 +177,8 @@ def _request(job: "Job", key: str, params: ModalParams) -> remote.Request:
 def upload(path: Path) -> str:
     """The folder of the volume that holds the file, or the visible files of the folder: by content, and once."""
     if path.is_dir():
-        digest = pin.folder_hash(path).removeprefix("sha256:")
-        files = {f"content/{name}": path / name for name in pin.visible_files(path)}
+        digest = pinned.folder_hash(path).removeprefix("sha256:")
+        files = {f"content/{name}": path / name for name in pinned.visible_files(path)}
     elif path.exists():
         digest, files = remote.sha256(path), {"content": path}
     else:

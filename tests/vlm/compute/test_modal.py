@@ -92,7 +92,7 @@ def test_prices(at_root):
 JOB = """
 import json, shutil, sys
 from pathlib import Path
-from vlm import compute, pin
+from vlm import compute, pinned
 from vlm.errors import reported
 from vlm.evaluation import Evaluation
 from vlm.finetuning import FineTuning
@@ -101,7 +101,7 @@ from vlm.params import ModalParams, load_params
 
 def main():
     kind, where, out, values = sys.argv[1:]
-    params = pin.resolved(load_params())
+    params = pinned.resolved(load_params())
     modal = ModalParams(**(params.modal.model_dump() | json.loads(values)))
     if kind == "finetune":
         job = FineTuning(params.task, params.model, params.image, params.finetune, 5, "data/train.parquet", "data/validation.parquet")
