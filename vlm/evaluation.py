@@ -54,6 +54,7 @@ class Evaluation:
     adapter: str | None = None
 
     # What a stage takes out of the job's folder; the rest is unfinished work.
+    DATA_PARALLEL: ClassVar = False
     RESULTS: ClassVar = ("predictions.parquet", "calibration.parquet", "metrics.json", "runtime.json")
 
     @classmethod

@@ -58,6 +58,7 @@ class FineTuning:
     validation: str
 
     # What a stage takes out of the job's folder; the rest is unfinished work.
+    DATA_PARALLEL: ClassVar = True
     RESULTS: ClassVar = ("adapter", "last", "modules.csv", "checkpoints.csv", "metrics.json", "runtime.json")
 
     @property
@@ -81,6 +82,7 @@ class FineTuning:
             raise InputError(
                 f"params.yaml: finetune.batch_size: {self.finetune.batch_size} should be a multiple of "
                 f"{processes.num_processes} processes x {at_once or 1} samples at once (finetune.micro_batch)"
+                + (", one for each GPU that CUDA_VISIBLE_DEVICES shows" if processes.num_processes > 1 else "")
             )
         while True:
             try:

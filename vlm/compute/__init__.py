@@ -1,6 +1,5 @@
 """Where a job runs, and the way of its results to the stage that asked for them."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ class Job(Protocol):
     """Frozen plain values plus input files; `run` writes result files, and can go on where a killed run stopped."""
 
     RESULTS: ClassVar[tuple[str, ...]]  # the files and folders among them that a stage takes
+    # Whether processes, one a GPU, do it together; if not, containers can share its batches (`answer`, `merge`).
+    DATA_PARALLEL: ClassVar[bool]
     model: ModelConfig
 
     @property
@@ -49,15 +50,5 @@ def run(
 def place(model: ModelConfig, compute: Compute) -> Literal["local", "modal"]:
     """Where `compute` says that a model runs: auto is here if it runs on a CPU or there is an NVIDIA GPU."""
     if compute == "auto":
-        return "local" if model.runs_on_cpu or has_nvidia_gpu() else "modal"
+        return "local" if model.runs_on_cpu or local.gpus() else "modal"
     return compute
-
-
-def has_nvidia_gpu() -> bool:
-    """Whether the driver of this machine knows a GPU; torch, which is slow to import, is not asked."""
-    import subprocess
-
-    if shutil.which("nvidia-smi") is None:
-        return False
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return listed.returncode == 0 and "GPU" in listed.stdout

@@ -1,7 +1,9 @@
 """Runs a job in this process."""
 
 import hashlib
+import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +15,7 @@ import platformdirs
 from pydantic_core import to_json
 
 import vlm
+from vlm.compute import processes
 from vlm.compute.tracking import tracker
 from vlm.events import Event, Log, Scalars
 from vlm.progress import ProgressBar
@@ -37,8 +40,25 @@ def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Pat
             elif scalars:
                 scalars(event)
 
-        job.run(directory, emit)
+        count = gpus() if job.DATA_PARALLEL else 1
+        if count > 1:
+            processes.run(job, directory, emit, count)
+        else:
+            job.run(directory, emit)
         yield directory
+
+
+def gpus() -> int:
+    """How many NVIDIA GPUs this machine's driver knows and CUDA_VISIBLE_DEVICES, if set, lets through.
+
+    torch, which is slow to import, is not asked.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None or visible == "":
+        return 0
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return min(found, len(visible.split(","))) if visible else found
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def _result(
 
 def _request(job: "Job", key: str, params: ModalParams) -> remote.Request:
     """Uploads what the job reads, if it is not there, and says how to run it."""
-    shared = hasattr(job, "answer")  # an evaluation: containers share its batches, but it runs on one GPU
+    shared = not job.DATA_PARALLEL  # an evaluation: containers share its batches, but it runs on one GPU
     gpu, price = prices.gpu_of(job.model, params, several=not shared)
     folder = job.model.folder
     inputs = [*job.inputs, *([job.model.id] if folder else [])]

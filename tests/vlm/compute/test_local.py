@@ -18,6 +18,7 @@ CPU_MODEL = ModelConfig(name="m", id="nowhere", runs_on_cpu=True)
 class Counting:
     """A job that appends a line to a file in its folder, and fails while `broken` exists."""
 
+    DATA_PARALLEL = False
     model: ModelConfig
     data: str
     broken: str = "broken"
@@ -99,3 +100,17 @@ def test_scalars_reach_dvclive(job):
     with compute.run(job, "auto", MODAL, live="live"):
         pass
     assert Path("live/plots/metrics/train/loss.tsv").read_text() == "step\tloss\n3\t0.5\n"
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 2), ("1", 1), ("0,1,2", 2), ("", 0)])
+def test_gpus_are_those_of_the_driver_that_may_be_seen(tmp_path, monkeypatch, visible, count):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local.gpus() == count
+    driver.unlink()
+    assert local.gpus() == 0
