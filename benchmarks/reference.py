@@ -53,8 +53,6 @@ def trainer(
             task_type="CAUSAL_LM",
         ),
     )
-    if checkpointing:
-        wrapped.enable_input_require_grads()
     made = Trainer(
         model=wrapped,
         args=TrainingArguments(
@@ -62,7 +60,7 @@ def trainer(
             num_train_epochs=finetune.epochs,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=BATCH,
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
             learning_rate=learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=0.05,  # of all steps
