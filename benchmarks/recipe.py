@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=600, help="test photos")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="ROW", help="rows to train now")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/recipe.json"))
     parser.add_argument(
         "--work", type=Path, default=platformdirs.user_cache_path("vlm-pipeline") / "benchmarks" / "recipe"
@@ -112,7 +114,7 @@ def main() -> None:
         for variant in VARIANTS:
             if any((row["variant"], row["seed"]) == (variant.name, seed) for row in done):
                 continue
-            if variant.recipe == "none" and seed:
+            if variant.name not in options.only or (variant.recipe == "none" and seed):
                 continue
             began = time.perf_counter()
             directory = work / f"{VARIANTS.index(variant)}-{seed}"
@@ -121,8 +123,7 @@ def main() -> None:
             adapter, trained = train(variant, params, data, seed, directory)
             scores = score(variant, params, data, adapter, directory)
             done.append({"variant": variant.name, "seed": seed, **size, **trained, **scores})
-            order = [v.name for v in VARIANTS]
-            done.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
+            done.sort(key=lambda row: (names.index(row["variant"]), row["seed"]))
             written(options.output, json.dumps(done, indent=2) + "\n")
             written(options.output.with_suffix(".md"), table(done, len(params.task.labels)))
             shutil.rmtree(directory)
