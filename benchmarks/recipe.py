@@ -50,6 +50,7 @@ class Variant:
 EXISTING = r"^.*\.(q_proj|v_proj|fc1|fc2)$"
 VARIANTS = [
     Variant("untrained", "the model as it comes", "none"),
+    Variant("reference, 0.0001", "the same as the next with a smaller learning rate", "reference", 0.0001, bare=True),
     Variant(
         "reference, 0.0005",
         "the reference's recipe (benchmarks/reference.py) and learning rate",
@@ -57,7 +58,6 @@ VARIANTS = [
         reference.LEARNING_RATE,
         bare=True,
     ),
-    Variant("reference, 0.002", "the same with a learning rate between the two", "reference", 0.002, bare=True),
     Variant("reference, 0.006", "the same with the model file's learning rate", "reference", 0.006, bare=True),
     Variant("ours", "`FineTuning` as params.yaml has it", "ours"),
     Variant(
