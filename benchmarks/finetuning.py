@@ -193,6 +193,7 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
     import trl.trainer.utils
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     from vlm import lora
@@ -207,7 +208,7 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
     answers = [[{"role": "assistant", "content": job.task.answer(label)}] for label in rows["label"]]
     rows = rows.add_column("prompt", [messages] * len(rows)).add_column("completion", answers)
     knobs, params = job.finetune.lora, job.finetune
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=loaded,
         args=SFTConfig(
             output_dir=str(directory),
@@ -239,6 +240,8 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
         ),
         callbacks=[callback],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def forget_peak() -> None:
