@@ -75,6 +75,13 @@ VARIANTS = [
         "ours, reference's targets", "ours with LoRA on what exists of the reference's list", "ours", targets=EXISTING
     ),
     Variant("ours, bare answers", "ours, trained on the bare label and scored on JSON", "ours", bare=True),
+    Variant(
+        "ours, reference's targets, bare answers",
+        "both: the reference's recipe with the loss on the answer, at the model file's learning rate",
+        "ours",
+        bare=True,
+        targets=EXISTING,
+    ),
 ]
 
 
