@@ -51,7 +51,6 @@ class Variant:
 EXISTING = r"^.*\.(q_proj|v_proj|fc1|fc2)$"
 VARIANTS = [
     Variant("untrained", "the model as it comes", "none"),
-    Variant("reference, 0.0001", "the same as the next with a smaller learning rate", "reference", 0.0001, bare=True),
     Variant(
         "reference, 0.0005",
         "the reference's recipe (benchmarks/reference.py) and learning rate",
@@ -59,6 +58,7 @@ VARIANTS = [
         reference.LEARNING_RATE,
         bare=True,
     ),
+    Variant("reference, 0.0001", "the same with a smaller learning rate", "reference", 0.0001, bare=True),
     Variant("reference, 0.006", "the same with the model file's learning rate", "reference", 0.006, bare=True),
     Variant("ours", "`FineTuning` as params.yaml has it", "ours"),
     Variant(
@@ -66,7 +66,7 @@ VARIANTS = [
     ),
     Variant(
         "ours, loss on everything, 0.0005",
-        "the same with the reference's learning rate",
+        "the same with the learning rate of reference, 0.0005",
         "ours",
         reference.LEARNING_RATE,
         everything=True,
@@ -146,7 +146,9 @@ def main() -> None:
                 f"raw strict {scores['raw_strict']:.3f}, {time.perf_counter() - began:.0f} s",
                 flush=True,
             )
-    print(table(finished(options.output, size), len(params.task.labels)))
+    page = table(finished(options.output, size), len(params.task.labels))
+    written(options.output.with_suffix(".md"), page)
+    print(page)
 
 
 def finished(output: Path, size: dict[str, int]) -> list[dict]:
