@@ -1,0 +1,260 @@
+"""Ways to fine-tune, side by side: `python -m benchmarks.finetuning`.
+
+Samples a second and peak memory of three epochs over a small set of badges. The cases:
+
+- reference: the recipe of the tutorial that this pipeline grew out of (benchmarks/reference.py), LoRA targets included:
+  one sample at a time, 16 to a step, gradient checkpointing, loss on every token.
+- sft: TRL's SFTTrainer with its own collator, on prompt and completion, loss on the completion. Batch, LoRA modules,
+  optimizer, dtype and schedule are ours; no gradient checkpointing.
+- sft_fused: the same with its fused output layer made to leave out the prompt's positions, as it does on a GPU.
+- ours: `vlm.finetuning.FineTuning` as params.yaml has it, the pass that fills the cache of image features included.
+
+The clock runs from the loaded model to the end of the last optimizer step; nobody looks at validation or writes
+checkpoints in between. Each case has a process of its own, which first does the same with tiny and one sample, to warm
+up. Peak memory is the largest resident set from the loaded model on (on macOS, of loading too).
+
+Models: one of LFM2-VL-450M's dimensions with random weights (few steps; 64 image tokens), tiny with its own vocabulary,
+and tiny with one of 65,536 tokens. Prints a table and writes benchmarks/finetuning.json. --quick: tiny alone, for a
+try; writes nothing. About twelve minutes on two quiet cores.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+EPOCHS = 3
+CASES = ("reference", "sft", "sft_fused", "ours")
+SIZES = {"450M dimensions": (3, 3), "tiny": (96, 16), "tiny, 65,536 tokens": (32, 16)}  # training rows, batch
+QUICK = {"tiny": (32, 16)}
+
+
+class Finished(Exception):
+    """The last optimizer step is done; what a trainer does after it is not measured."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    # What the processes are started with; this one stays small, for a child's peak memory begins with its parent's.
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.prepare:
+        prepare(options.prepare, QUICK if options.quick else SIZES)
+    elif options.measure:
+        case, model, rows, batch_size, folder = options.measure
+        print(json.dumps(measure(case, model, int(rows), int(batch_size), Path(folder))))
+    else:
+        compare(options.quick)
+
+
+def compare(quick: bool) -> None:
+    command = [sys.executable, "-m", "benchmarks.finetuning"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*command, "--prepare", folder, *(["--quick"] if quick else [])], check=True)
+        rows = []
+        for model, size in (QUICK if quick else SIZES).items():
+            found = {}
+            for case in CASES:
+                arguments = ["--measure", case, model, *map(str, size), folder]
+                done = subprocess.run([*command, *arguments], check=True, stdout=subprocess.PIPE)
+                found[case] = json.loads(done.stdout.splitlines()[-1])
+            for case, row in found.items():
+                speed = row["samples_per_second"]
+                ratios = [speed / found[other]["samples_per_second"] for other in ("reference", "sft_fused")]
+                print(
+                    f"{row['model']:16} {row['vocabulary']:6} {case:10} {speed:8.3g} samples/s "
+                    f"{ratios[0]:6.2f} x reference {ratios[1]:6.2f} x sft_fused {row['peak_gb']:6.2f} GB",
+                    flush=True,
+                )
+            rows += found.values()
+    if not quick:
+        Path("benchmarks/finetuning.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def prepare(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
+    """The models and the data, in `folder`: a process of its own, so that a case's memory is the case's."""
+    from benchmarks.models import large_450m, with_vocabulary
+    from vlm import dataset, model, preparation
+    from vlm.params import PrepareParams, load_params
+
+    params = load_params()
+    counts = {1, *(rows for rows, _ in sizes.values())}
+    preparation.prepare(
+        params.task, PrepareParams(train=max(counts), validation=1, test=1), 23, folder, lambda event: None
+    )
+    reader = dataset.Reader(folder / "train.parquet")
+    for count in counts:
+        dataset.write(folder / f"{count}.parquet", reader.rows(range(count)))
+    tiny, processor = model.load(params.model, params.image)
+    models = {"tiny": (tiny, processor)}
+    if set(sizes) != {"tiny"}:
+        wide, wide_processor = with_vocabulary(tiny, processor, 65_536)
+        models["tiny, 65,536 tokens"] = wide, wide_processor
+        models["450M dimensions"] = large_450m(wide_processor)
+    for name, (made, with_processor) in models.items():
+        made.save_pretrained(folder / name)
+        with_processor.save_pretrained(folder / name)
+
+
+def measure(case: str, name: str, rows: int, batch_size: int, folder: Path) -> dict:
+    """One case's row: a warm-up, then the run that counts."""
+    run(case, "tiny", folder, 1, 1)
+    vocabulary, seconds, peak = run(case, name, folder, rows, batch_size)
+    return {
+        "case": case,
+        "model": name.partition(",")[0],
+        "vocabulary": vocabulary,
+        "samples_per_second": float(f"{rows * EPOCHS / seconds:.3g}"),
+        "peak_gb": round(peak, 3),
+    }
+
+
+def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple[int, float, float]:
+    """Trains; gives the vocabulary's size, the seconds, and the peak memory in GB from the loaded model on."""
+    import contextlib
+    import dataclasses
+    import io
+    from unittest.mock import patch
+
+    from transformers import TrainerCallback
+
+    from benchmarks import reference
+    from vlm import model
+    from vlm.events import Event, Progress
+    from vlm.finetuning import FineTuning
+    from vlm.params import load_params
+
+    params = load_params()
+    config = params.model.model_copy(update={"id": str(folder / name), "revision": None})
+    changes = {"epochs": EPOCHS, "batch_size": batch_size, "micro_batch": None, "eval_steps": 10_000, "eval_samples": 1}
+    job = FineTuning(
+        task=params.task,
+        model=config,
+        image=params.image,
+        finetune=params.finetune.model_copy(update=changes),
+        seed=23,
+        train=str(folder / f"{rows}.parquet"),
+        validation=str(folder / "validation.parquet"),
+    )
+    ended: list[tuple[float, float]] = []
+
+    def at_the_end(step: int, steps: int) -> None:
+        if step >= steps:
+            ended.append((time.perf_counter(), peak_gb()))
+            raise Finished
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            at_the_end(state.global_step, state.max_steps)
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Progress) and event.unit == "step":
+            at_the_end(event.done, event.total)
+
+    with contextlib.redirect_stderr(io.StringIO()):  # which says that these models are not pinned
+        loaded, processor = model.load(config, params.image)
+    vocabulary = loaded.get_input_embeddings().num_embeddings
+    with tempfile.TemporaryDirectory() as scratch:
+        forget_peak()
+        began = time.perf_counter()
+        try:
+            if case == "ours":
+                with patch.object(model, "load", return_value=(loaded, processor)):  # loading is not measured
+                    job.run(Path(scratch), emit)
+            elif case == "reference":
+                job = dataclasses.replace(job, task=params.task.model_copy(update={"answer_form": "label"}))
+                reference.trainer(
+                    loaded,
+                    processor,
+                    job.task,
+                    job.finetune,
+                    job.train,
+                    Path(scratch),
+                    job.seed,
+                    reference.LEARNING_RATE,
+                    callbacks=(Watch(),),
+                ).train()
+            else:
+                sft_trainer(job, loaded, processor, Path(scratch), Watch(), fused=case == "sft_fused").train()
+        except Finished:
+            pass
+    (end,) = ended
+    return vocabulary, end[0] - began, end[1]
+
+
+def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
+    """TRL's own way with the job's rows, LoRA modules and settings."""
+    import trl.trainer.utils
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from vlm import lora
+
+    if fused:
+        trl.trainer.utils._use_triton = lambda device: True
+    messages = job.task.conversation()
+    for message in messages:
+        if not isinstance(message["content"], str):  # TRL puts the picture before the text itself
+            (message["content"],) = [part["text"] for part in message["content"] if part["type"] == "text"]
+    rows = Dataset.from_parquet(job.train, cache_dir=str(directory / "datasets"))
+    answers = [[{"role": "assistant", "content": job.task.answer(label)}] for label in rows["label"]]
+    rows = rows.add_column("prompt", [messages] * len(rows)).add_column("completion", answers)
+    knobs, params = job.finetune.lora, job.finetune
+    trainer = SFTTrainer(
+        model=loaded,
+        args=SFTConfig(
+            output_dir=str(directory),
+            num_train_epochs=params.epochs,
+            per_device_train_batch_size=params.batch_size,
+            learning_rate=params.learning_rate or job.model.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,  # of all steps
+            seed=job.seed,
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            max_length=None,
+            completion_only_loss=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            log_level="error",
+        ),
+        train_dataset=rows.remove_columns(["id", "label"]),
+        processing_class=processor,
+        peft_config=LoraConfig(
+            r=knobs.r,
+            lora_alpha=knobs.alpha,
+            lora_dropout=knobs.dropout,
+            target_modules=lora.pattern_for(loaded, knobs.modules, job.model.lora_modules, "finetune.lora.modules"),
+            task_type="CAUSAL_LM",
+        ),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def forget_peak() -> None:
+    """Lets Linux count the peak from here on."""
+    counter = Path("/proc/self/clear_refs")
+    if counter.exists():
+        counter.write_text("5")
+
+
+def peak_gb() -> float:
+    """This process's largest resident set so far; Linux counts in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+if __name__ == "__main__":
+    main()
