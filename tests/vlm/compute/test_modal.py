@@ -343,6 +343,21 @@ def test_containers_share_an_evaluation_and_only_the_one_that_failed_begins_agai
 
 @needs_standin
 @pytest.mark.slow
+def test_several_gpus_are_several_processes_and_paid_for(here, locally):
+    here.run("finetune", "modal", "several", gpu="L4:2")
+    (worker,) = [f for f in here.log["functions"].values() if f["name"] == "work" and f["base_function_id"]]
+    assert worker["gpu"] == "L4:2"
+    runtime, metrics = (
+        json.loads((here.folder / "several" / f"{name}.json").read_text()) for name in ("runtime", "metrics")
+    )
+    assert metrics["steps"] == 6
+    assert (runtime["gpu"], runtime["dollars_per_second"]) == ("L4:2", pytest.approx(2 * 0.000222))
+    assert runtime["gpu_seconds"] * 0.000222 == pytest.approx(runtime["dollars"], abs=1e-3)
+    assert set(here.results("several")) == set(locally["finetune"])
+
+
+@needs_standin
+@pytest.mark.slow
 def test_a_limit_stops_a_job_and_nothing_runs_on(here, locally):
     said = here.run("structured", "modal", "limited", code=1, max_dollars=1e-9)
     assert "error: params.yaml: modal.max_dollars: the job has cost $" in said
