@@ -191,6 +191,8 @@ class FineTuning:
         from transformers import EarlyStoppingCallback, PrinterCallback
         from trl import SFTConfig
 
+        from vlm import dropout
+
         params = self.finetune
         micro_batch = at_once or params.micro_batch or params.batch_size
         arguments = SFTConfig(
@@ -254,6 +256,7 @@ class FineTuning:
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
+        dropout.make_fast(trainer.model)
         _, labels = dataset.ids_and_labels(self.train)
         if kept:
             trainer.train_dataset = _FeatureRows(kept[self.train], labels)
