@@ -183,7 +183,7 @@ def test_a_bad_value_in_a_models_file_is_one_line(old, new, message):
         ("{folder: pets}", "{folder: pets, hub: org/pets}", "source: names hub and folder; give exactly one of badges, hub, folder"),
         ("{folder: pets}", "{}", "source: names no kind; give exactly one of badges, hub, folder"),
         ("{folder: pets}", "pets", "source: 'pets' should be a mapping of keys to values"),
-        ("{folder: pets}", "{fodler: pets}", "source.fodler: there is no such key; the keys here are badges, hub, revision, train, test, folder"),
+        ("{folder: pets}", "{fodler: pets}", "source.fodler: there is no such key; the keys here are badges, hub, revision, train, test, expect, folder"),
         ("source: {folder: pets}\n", "", "source: is missing; add it"),
         ("{folder: pets}", "{badges: {severity: 2, icons: {cat: a, dog: b}}}", "source.badges.severity: 2 should be less than or equal to 1"),
         ("{folder: pets}", "{badges: {severity: 1, icon: {cat: a, dog: b}}}", "source.badges."),
