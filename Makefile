@@ -22,8 +22,8 @@ sweep: .venv/ready          ## an experiment for each of MODELS on TASK, one aft
 test: .venv/ready           ## the tests, a few minutes
 	$(UV) run --no-sync pytest
 
-test-slow: .venv/ready      ## the tests that take minutes each
-	$(UV) run --no-sync pytest -m slow
+test-slow: .venv/ready      ## the tests that take minutes each, two files at a time
+	OMP_NUM_THREADS=1 $(UV) run --no-sync pytest -m slow -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(UV) run --no-sync ruff check

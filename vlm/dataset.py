@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
+from threading import Lock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,22 +70,27 @@ def image_sizes(path: str | Path) -> Iterator[tuple[int, int]]:
 
 
 class Reader:
-    """Rows of a split by their number, from 0. Holds one row group. Raises InputError if there is no such file."""
+    """Rows of a split by their number, from 0. Holds one row group. Raises InputError if there is no such file.
+
+    Threads may share one.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._file = _open(path)
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         self._starts = [0, *accumulate(sizes)]
         self._group: tuple[int, list[dict]] = (-1, [])
+        self._lock = Lock()
 
     def rows(self, numbers: Iterable[int]) -> list[Row]:
         found = []
-        for number in numbers:
-            group = bisect_right(self._starts, number) - 1
-            if self._group[0] != group:
-                self._group = (group, self._file.read_row_group(group).to_pylist())
-            row = self._group[1][number - self._starts[group]]
-            found.append(Row(row["id"], row["image"]["bytes"], row["label"]))
+        with self._lock:
+            for number in numbers:
+                group = bisect_right(self._starts, number) - 1
+                if self._group[0] != group:
+                    self._group = (group, self._file.read_row_group(group).to_pylist())
+                row = self._group[1][number - self._starts[group]]
+                found.append(Row(row["id"], row["image"]["bytes"], row["label"]))
         return found
 
 

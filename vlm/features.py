@@ -180,7 +180,7 @@ def _replaceable(loaded: "PreTrainedModel", inputs: "BatchFeature", state: "torc
         setattr(base, _TOWER, _given())
         try:
             found = _project(loaded, {**inputs, "pixel_values": state})
-        except TypeError:  # it wants what the tower's other layers give
+        except (TypeError, ValueError, AttributeError, RuntimeError):  # it wants pixels, or the tower's other layers
             return False
         finally:
             setattr(base, _TOWER, tower)

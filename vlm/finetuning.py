@@ -73,9 +73,16 @@ class FineTuning:
         first one speaks and writes. Raises InputError for a pattern of modules that matches none or parts of what it
         names, and for a loss that diverges; the checkpoints before it stay.
         """
+        import torch
+
         started = time.perf_counter()
         processes = _processes()
         emit = _once(emit) if processes.is_main_process else _silent
+        if self.model.dtype == "float16" and not torch.cuda.is_available():
+            raise InputError(
+                f"configs/models/{self.model.name}.yaml: options.dtype: float16 cannot be trained without a GPU; "
+                "float32 and bfloat16 can"
+            )
         share, rest = divmod(self.finetune.batch_size, processes.num_processes)
         at_once = self.finetune.micro_batch or share
         if rest or share % at_once:
@@ -188,11 +195,12 @@ class FineTuning:
         """
         import torch
         from peft import LoraConfig
-        from transformers import EarlyStoppingCallback, PrinterCallback
+        from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
         from trl import SFTConfig
 
         from vlm import dropout
 
+        set_seed(self.seed)  # LoRA's first weights are drawn before the trainer sets it
         params = self.finetune
         micro_batch = at_once or params.micro_batch or params.batch_size
         arguments = SFTConfig(
@@ -231,7 +239,7 @@ class FineTuning:
             disable_tqdm=True,
             log_level="error",
         )
-        callbacks = [_reporter(emit, self.seed)]
+        callbacks = [_reporter(emit)]
         if params.patience is not None:
             callbacks.append(EarlyStoppingCallback(params.patience))
         knobs = params.lora
@@ -554,7 +562,9 @@ def _is_complete(checkpoint: Path) -> bool:
             pass
     except (OSError, ValueError, SafetensorError):
         return False
-    return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in checkpoint.glob(pattern))
+    # The random state of a process a file
+    files = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    return len(files) > 2 and all(zipfile.is_zipfile(path) for path in files)
 
 
 def _silent(event: Any) -> None:
@@ -582,7 +592,7 @@ def _emit_scalars(entry: dict, emit: Emit) -> None:
         emit(Scalars(entry["step"], values))
 
 
-def _reporter(emit: Emit, seed: int) -> Any:
+def _reporter(emit: Emit) -> Any:
     """A trainer callback that turns steps and logs into events, and stops at a loss that has diverged."""
     from transformers import TrainerCallback
 
@@ -597,11 +607,12 @@ def _reporter(emit: Emit, seed: int) -> Any:
                 control.should_evaluate = control.should_save = True
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            loss = logs.get("loss")
+            loss = logs.get("loss", logs.get("eval_loss"))
             if loss is not None and not (math.isfinite(loss) and loss < _DIVERGED):
+                rate = next(entry["learning_rate"] for entry in reversed(state.log_history) if "learning_rate" in entry)
                 raise InputError(
                     f"params.yaml: finetune.learning_rate: the loss is {loss} at step {state.global_step} with a "
-                    f"learning rate of {logs['learning_rate']:.3g}: training diverged; a smaller one would do"
+                    f"learning rate of {rate:.3g}: training diverged; a smaller one would do"
                 )
             _emit_scalars({**logs, "step": state.global_step}, emit)
 

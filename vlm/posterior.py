@@ -175,7 +175,8 @@ class Posterior:
         if self._shared is not None:
             length, cache = self._shared
             extended["input_ids"] = extended["input_ids"][:, length:]
-            extended["past_key_values"] = _repeated(cache, torch.zeros(len(inputs["input_ids"]), dtype=torch.long))
+            rows = torch.zeros(len(inputs["input_ids"]), dtype=torch.long, device=self._forced.device)
+            extended["past_key_values"] = _repeated(cache, rows)
         wants_cache = bool(trie.paths) and self._uses_cache
         output = self._model(**extended, use_cache=wants_cache or self._shared is not None, logits_to_keep=1)
         by_node = {0: output.logits[:, -1]}  # (batch, columns); node 0 is the root

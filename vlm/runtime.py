@@ -54,6 +54,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
         isinstance(error, torch.OutOfMemoryError)
         or "not enough memory" in str(error)
         or "allocate memory" in str(error)
+        or "CUDA error: out of memory" in str(error)
+        or "ALLOC_FAILED" in str(error)  # of cuBLAS, cuDNN
     )
 
 

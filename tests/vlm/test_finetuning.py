@@ -346,6 +346,21 @@ def test_a_checkpoint_that_was_not_written_to_its_end_does_not_count(tmp_path):
     for step, state in ((9, "{}"), (10, "{}"), (11, '{"global_st'), (12, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         save_file({"a": torch.zeros(1)}, tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({}, tmp_path / f"checkpoint-{step}" / name)
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
+    assert last_checkpoint(tmp_path).name == "checkpoint-9"
+
+
+def test_the_seed_draws_the_first_weights(job, tmp_path):
+    def first_weights(seed):
+        torch.manual_seed(99)  # whatever was drawn before
+        trainer, _, _ = a_batch(dataclasses.replace(job, seed=seed), tmp_path / str(seed))
+        return torch.cat([p.flatten() for name, p in trainer.model.named_parameters() if "lora_A" in name])
+
+    one, again, other = first_weights(1), first_weights(1), first_weights(2)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)

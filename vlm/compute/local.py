@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,11 +56,14 @@ def gpus() -> int:
     torch, which is slow to import, is not asked.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shutil.which("nvidia-smi") is None or visible == "":
+    if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    return min(found, len(visible.split(","))) if visible else found
+    if visible is None:
+        return found
+    named = list(takewhile(lambda name: name and not name.startswith("-"), visible.split(",")))  # -1 ends the list
+    return min(found, len(named))
 
 
 @contextmanager
@@ -92,13 +97,15 @@ def reserved(name: str) -> Iterator[tuple[Path, ProgressBar]]:
 
 
 def key(job: "Job") -> str:
-    """A name for the job that changes with its values, its input files and the code of this package.
+    """A name for the job that changes with its values, its input files, its model and the code that does it.
 
     It does not change with what the model's file says of where the model can run.
     """
     digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu", "memory_gib"}}))
+    digest.update(" ".join(version(library) for library in ("torch", "transformers", "peft", "trl")).encode())
     code = sorted(Path(vlm.__file__).parent.rglob("*.py"))
-    data = [file for path in map(Path, job.inputs) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    inputs = [*job.inputs, *([job.model.id] if job.model.folder else [])]
+    data = [file for path in map(Path, inputs) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     for file in [*code, *data]:
         if file.is_file():
             with file.open("rb") as content:
@@ -108,5 +115,6 @@ def key(job: "Job") -> str:
 
 def _forget_old_work(jobs: Path) -> None:
     for path in jobs.iterdir():
-        if time.time() - path.stat().st_mtime > _FORGET_AFTER:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process has finished it
+            if time.time() - path.stat().st_mtime > _FORGET_AFTER:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()

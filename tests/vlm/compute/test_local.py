@@ -102,7 +102,7 @@ def test_scalars_reach_dvclive(job):
     assert Path("live/plots/metrics/train/loss.tsv").read_text() == "step\tloss\n3\t0.5\n"
 
 
-@pytest.mark.parametrize(("visible", "count"), [(None, 2), ("1", 1), ("0,1,2", 2), ("", 0)])
+@pytest.mark.parametrize(("visible", "count"), [(None, 2), ("1", 1), ("0,1,2", 2), ("", 0), ("-1", 0), ("1,-1,0", 1)])
 def test_gpus_are_those_of_the_driver_that_may_be_seen(tmp_path, monkeypatch, visible, count):
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")

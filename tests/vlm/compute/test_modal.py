@@ -132,13 +132,15 @@ MICRO = {
 }
 # Starts `job.py`, and once a line of its has the words, sends it a signal; then starts it again.
 TWICE = """
-import os, signal, subprocess, sys
-number, words, *arguments = sys.argv[1:]
+import os, signal, subprocess, sys, time
+number, sign, *arguments = sys.argv[1:]  # a file that appears, or words on stderr
 command = [sys.executable, "job.py", *arguments]
 first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-for line in first.stderr:
+while sign.endswith(".tsv") and not os.path.exists(sign) and first.poll() is None:
+    time.sleep(0.02)
+for line in first.stderr if not sign.endswith(".tsv") else ():
     print(line, end="", file=sys.stderr)
-    if words in line:
+    if sign in line:
         break
 os.killpg(first.pid, int(number))
 print(first.stderr.read(), "first:", first.wait(), file=sys.stderr)
@@ -320,13 +322,14 @@ def test_a_lost_client_is_followed_by_another_and_the_job_is_paid_once(here, loc
 @needs_standin
 @pytest.mark.slow
 def test_ctrl_c_ends_it_says_what_it_cost_and_the_next_run_goes_on(here, locally):
-    said = here.run("structured", "modal", "interrupted", before=["twice.py", "2", "/22 image"])
+    first_point = "interrupted-live/plots/metrics/train/loss.tsv"
+    said = here.run("finetune", "modal", "interrupted", before=["twice.py", "2", first_point])
     assert "first: 130" in said
     assert "cancelled on Modal after " in said
     assert " s of L4, about $0.0" in said
     cancelled = {event["function"] for event in here.log["events"] if event["event"] == "cancel"}
     assert cancelled == {"conduct", "work"}
-    assert here.results("interrupted") == locally["structured"]
+    assert here.results("interrupted") == locally["finetune"]
     assert len(here.attempts("work")) == 2
 
 
