@@ -59,7 +59,8 @@ class _Lines:
     def __init__(self, first: Progress) -> None:
         self._first = first.done
         self._started = self._printed = time.monotonic()
-        self._quarter = first.done * _LINES // max(first.total, 1)
+        # What begins at its end, for an earlier run has done it all, is said too.
+        self._quarter = first.done * _LINES // max(first.total, 1) if first.done < first.total else -1
 
     def show(self, event: Progress) -> None:
         now = time.monotonic()
@@ -70,7 +71,9 @@ class _Lines:
         self._quarter, self._printed = quarter, now
         elapsed = now - self._started
         rate = (event.done - self._first) / elapsed if elapsed else 0.0
-        line = f"{event.done}/{event.total} {event.unit} in {tqdm.format_interval(elapsed)}, {rate:.1f}/s"
+        line = f"{event.done}/{event.total} {event.unit}"
+        if rate:
+            line += f" in {tqdm.format_interval(elapsed)}, {rate:.1f}/s"
         if not finished and rate:
             line += f", {tqdm.format_interval((event.total - event.done) / rate)} to go"
         print(line, file=sys.stderr, flush=True)

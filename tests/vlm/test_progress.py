@@ -54,3 +54,10 @@ def test_every_total_or_unit_has_its_own_bar_and_log_lines_stay_whole(capsys, mo
     assert "a line\n" in err
     assert err.index("train pictures") < err.index("test pictures")
     assert err.count("2/2") == 2 if not terminal else err.count("2/2") >= 2
+
+
+def test_what_an_earlier_run_has_done_wholly_is_a_line_without_a_rate(capsys):
+    with ProgressBar() as emit:
+        emit(Progress(1000, 1000, "image"))
+        emit(Progress(1000, 1000, "image"))
+    assert capsys.readouterr().err == "1000/1000 image\n"

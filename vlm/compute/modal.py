@@ -333,7 +333,8 @@ class _Shown:
         self._open = ExitStack()
         self._track = self._open.enter_context(tracked())
         self._known: set[tuple[int, int, int]] = set()
-        self._done: dict[tuple[int, str], dict[int, int]] = {}
+        self._done: dict[tuple[int, str], dict[int, int]] = {}  # by total and unit, in the job's order; by container
+        self._over: set[tuple[int, str]] = set()
         self._points: list[tuple[int, str, float]] = []
 
     def __call__(self, entry: dict) -> None:
@@ -343,16 +344,19 @@ class _Shown:
         self._known.add(number)
         event = remote.event_of(entry)
         if isinstance(event, Progress):
-            done = self._done.setdefault((event.total, event.unit), {})
-            done[entry["shard"]] = event.done
-            self._bar(Progress(sum(done.values()), event.total, event.unit))
+            self._count(entry["shard"], event)
+            self._advance()
         elif isinstance(event, Log):
             self._bar(event)
         elif self._track:
             self._draw(event)
 
     def settle(self, record: list[dict]) -> None:
-        """Tracks the scalars anew if some were missed or came in another order than the record has them."""
+        """Shows the progress that was missed; tracks the scalars anew if they did not come as the record has them."""
+        for entry in record:
+            if entry["type"] == "Progress":
+                self._count(entry["shard"], remote.event_of(entry))
+        self._advance()
         events = [remote.event_of(entry) for entry in record if entry["type"] == "Scalars"]
         recorded = [(event.step, name, value) for event in events for name, value in event.values.items()]
         if self._track and recorded != self._points:
@@ -364,6 +368,18 @@ class _Shown:
 
     def close(self) -> None:
         self._open.close()
+
+    def _count(self, shard: int, event: Progress) -> None:
+        self._done.setdefault((event.total, event.unit), {})[shard] = event.done
+
+    def _advance(self) -> None:
+        """Draws the first count that is not full. Containers are not in step: one that is ahead is not shown yet."""
+        for (total, unit), done in self._done.items():
+            if (total, unit) not in self._over:
+                self._bar(Progress(sum(done.values()), total, unit))
+                if sum(done.values()) < total:
+                    return
+                self._over.add((total, unit))
 
     def _draw(self, event: Scalars) -> None:
         self._points += [(event.step, name, value) for name, value in event.values.items()]
