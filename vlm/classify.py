@@ -3,16 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm import model, pictures
+from vlm import model, pictures, runtime
 from vlm.errors import InputError, reported
+from vlm.events import Emit, Event, Log
 from vlm.params import Params, load_model, load_params, load_task
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 
@@ -25,8 +28,13 @@ class Classification:
     error: str | None = None
 
 
-def classify(files: list[Path], params: Params, adapter: str | None = None) -> Iterator[Classification]:
-    """One for every file, in order, in batches of evaluation.batch_size. Raises InputError for a wrong model."""
+def classify(
+    files: list[Path], params: Params, adapter: str | None = None, emit: Emit = lambda event: None
+) -> Iterator[Classification]:
+    """One for every file, in order, in batches of evaluation.batch_size, or smaller ones if memory wants them.
+
+    Raises InputError for a wrong model, and if not even one picture fits into the device's memory.
+    """
     import torch
 
     from vlm.posterior import Posterior
@@ -35,13 +43,16 @@ def classify(files: list[Path], params: Params, adapter: str | None = None) -> I
     posterior, task = Posterior(loaded, processor, params.task), params.task
     # Pictures of all sizes are welcome: without padding where a shared prefix forbids it.
     size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
+
+    def ask(images: "Sequence[Image.Image]") -> "torch.Tensor":
+        return posterior(model.encode(processor, task, list(images)).to(loaded.device, loaded.dtype))
+
     for start in range(0, len(files), size):
         batch = [(file, _read(file)) for file in files[start : start + size]]
         images = [image for _, image in batch if not isinstance(image, str)]
         probabilities = iter(())
         if images:
-            inputs = model.encode(processor, task, images).to(loaded.device, loaded.dtype)
-            probabilities = iter(posterior(inputs))
+            probabilities = chain.from_iterable(runtime.in_parts(ask, images, emit))
         for file, image in batch:
             if isinstance(image, str):
                 yield Classification(file, [], image)
@@ -96,7 +107,12 @@ def main() -> int:
     chosen |= {"task": load_task(asked.task)} if asked.task else {}
     files = find(asked.paths)
     failed = 0
-    for found in classify(files, params.model_copy(update=chosen), asked.adapter):
+
+    def say(event: Event) -> None:
+        if isinstance(event, Log):
+            print(event.text, file=sys.stderr)
+
+    for found in classify(files, params.model_copy(update=chosen), asked.adapter, say):
         if found.error is not None:
             failed += 1
             print(f"error: {found.file}: {found.error}", file=sys.stderr)

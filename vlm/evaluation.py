@@ -6,12 +6,12 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlm import dataset, runtime
-from vlm.errors import InputError
-from vlm.events import Emit, Log, Progress
+from vlm.events import Emit, Progress
 from vlm.params import ImageParams, ModelConfig, Params
 from vlm.task import Task
 
@@ -205,30 +205,22 @@ class _Asking:
         self._emit(Progress(record.samples, len(lengths), unit))
         left = [batch for batch in batches if batch[0] not in record.rows]
         for batch, inputs in batching.ahead(load, left):
-            parts = self._decode(batch, inputs, load, decode)
+            parts = runtime.in_parts(partial(self._answers, decode, load, batch, inputs), batch, self._emit)
             record.append(batch, [answers for answers, _ in parts], sum(count for _, count in parts))
             self._emit(Progress(record.samples, len(lengths), unit))
 
-    def _decode(
-        self, rows: Sequence[int], inputs: "BatchFeature", load: Callable, decode: "Decoder"
-    ) -> "list[tuple[Answers, int]]":
-        """The answers and the count of image tokens; of a batch that does not fit into memory, of its parts."""
-        image_tokens = int((inputs["input_ids"] == self._image_token).sum())
-        try:
-            return [(decode(inputs.to(self._model.device, self._model.dtype)), image_tokens)]
-        except RuntimeError as error:
-            if not runtime.is_out_of_memory(error):
-                raise
-        # Here, and not above, for the exception holds the tensors that did not fit.
-        if len(rows) == 1:
-            raise InputError(
-                "params.yaml: evaluation.batch_size: not even one sample at a time fits into this device's memory; "
-                "image.max_tokens makes samples smaller"
-            )
-        runtime.free_memory()
-        half = len(rows) // 2
-        self._emit(Log(f"out of memory with {len(rows)} samples; going on with {half} at once"))
-        return [part for some in (rows[:half], rows[half:]) for part in self._decode(some, load(some), load, decode)]
+    def _answers(
+        self,
+        decode: "Decoder",
+        load: Callable[[Sequence[int]], "BatchFeature"],
+        batch: Sequence[int],
+        inputs: "BatchFeature",
+        rows: Sequence[int],
+    ) -> "tuple[Answers, int]":
+        """The answers to `rows` and the count of their image tokens; `inputs` are those of the whole `batch`."""
+        encoded = inputs if len(rows) == len(batch) else load(rows)
+        image_tokens = int((encoded["input_ids"] == self._image_token).sum())
+        return decode(encoded.to(self._model.device, self._model.dtype)), image_tokens
 
 
 class _Record:

@@ -3,6 +3,7 @@
 Without LoRA in the tower they never change. They lie on disk, as large as the processor pads pictures to.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from itertools import accumulate
@@ -93,9 +94,10 @@ def precompute(
     """Computes the features of `splits` into `directory`, `at_once` pictures at a time, and replaces the model's tower.
 
     The pictures that go through together depend on the arguments alone, and so does the result; each of several
-    processes (see vlm.finetuning) computes its share. None, and the model is
-    as it was, if the features take more than `budget` GB or the model is not built for it: it has no vision tower by
-    that name, or does not go on with the tower's last hidden state. Raises InputError if the disk is too full.
+    processes (see vlm.finetuning) computes its share. What an earlier run has finished in `directory` with as many
+    `at_once` is taken for the same. None, and the model is as it was, if the features take more than `budget` GB or the
+    model is not built for it: it has no vision tower by that name, or does not go on with the tower's last hidden
+    state. Raises InputError if the disk is too full.
     """
     import torch
     from accelerate import PartialState
@@ -103,8 +105,8 @@ def precompute(
     processes = PartialState()
     plan = Plan(splits, processor, task)
     first = batching.Loader(splits[0], processor, task)([0]).to(loaded.device, loaded.dtype)
-    example = _tower_output(loaded, first)
-    if example is None or not _replaceable(loaded, first, example):
+    example, projected = _tower_output(loaded, first)
+    if example is None or not _replaceable(loaded, first, example, projected):
         emit(Log("this model's image features cannot be kept; they are computed anew in every epoch"))
         return None
     shape, bytes_a_tile = example.shape[1:], example[0].nbytes
@@ -112,12 +114,15 @@ def precompute(
     if gigabytes > budget:
         emit(Log(f"image features take {gigabytes:.1f} GB, more than finetune.cache_image_features: not kept"))
         return None
-    if processes.is_main_process:
+    complete = directory / f"complete with {at_once} at once"
+    there = complete.exists()
+    processes.wait_for_everyone()
+    if processes.is_main_process and not there:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
     processes.wait_for_everyone()
     free = shutil.disk_usage(directory).free / 1e9
-    if gigabytes > free:
+    if gigabytes > free and not there:
         raise InputError(
             f"params.yaml: finetune.cache_image_features: {gigabytes:.1f} GB of image features do not fit on the disk "
             f"of {directory}, which has {free:.1f} GB free; 0 computes them anew in every epoch"
@@ -131,34 +136,44 @@ def precompute(
         features = Features(split, plan, processor.tokenizer.pad_token_id, tiles.view(count, *shape))
         rows = len(plan.sizes[split])
         chunks = [range(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
-        mine = chunks[processes.process_index :: processes.num_processes]
+        mine = [] if there else chunks[processes.process_index :: processes.num_processes]
         for chunk, inputs in batching.ahead(batching.Loader(split, processor, task), mine):
-            output = _tower_output(loaded, inputs.to(loaded.device, loaded.dtype))
+            output, _ = _tower_output(loaded, inputs.to(loaded.device, loaded.dtype))
             features.tiles[features.span(chunk[0]).start : features.span(chunk[-1]).stop] = output.cpu()
             done += len(chunk)
             emit(Progress(min(done * processes.num_processes, total), total, "picture encoded"))
         found[split] = features
+        if not there:
+            with (directory / f"{number}.bin").open("rb") as file:
+                os.fsync(file)  # before it counts as complete
     processes.wait_for_everyone()
+    complete.touch()
     setattr(loaded.base_model, _TOWER, _given())
     return found
 
 
-def _tower_output(loaded: "PreTrainedModel", inputs: "BatchFeature") -> "torch.Tensor | None":
-    """The tower's last hidden state for a batch, (tiles, patches, hidden size); None if there is none of that kind."""
+def _tower_output(
+    loaded: "PreTrainedModel", inputs: "BatchFeature"
+) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
+    """The tower's last hidden state for a batch, (tiles, patches, hidden size), and what the language model gets.
+
+    None for a state of another kind, and for both if there is no tower.
+    """
     import torch
 
     tower = getattr(loaded.base_model, _TOWER, None)
     if tower is None:
-        return None
+        return None, None
     outputs: list[Any] = []
     hook = tower.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
         with torch.inference_mode():
-            _project(loaded, inputs)
+            projected = _project(loaded, inputs)
     finally:
         hook.remove()
     state = outputs[0].last_hidden_state if len(outputs) == 1 else None
-    return state if state is not None and state.ndim == 3 and len(state) == len(inputs["pixel_values"]) else None
+    fits = state is not None and state.ndim == 3 and len(state) == len(inputs["pixel_values"])
+    return state if fits else None, projected
 
 
 def _project(loaded: "PreTrainedModel", inputs: "BatchFeature") -> "torch.Tensor":
@@ -169,14 +184,15 @@ def _project(loaded: "PreTrainedModel", inputs: "BatchFeature") -> "torch.Tensor
     return torch.cat(list(features))
 
 
-def _replaceable(loaded: "PreTrainedModel", inputs: "BatchFeature", state: "torch.Tensor") -> bool:
-    """Whether the model makes the same of a tower's last hidden state as of the pixels."""
+def _replaceable(
+    loaded: "PreTrainedModel", inputs: "BatchFeature", state: "torch.Tensor", projected: "torch.Tensor"
+) -> bool:
+    """Whether the model makes the same of a tower's last hidden state as of the pixels, which gave `projected`."""
     import torch
 
     base = loaded.base_model
     tower = getattr(base, _TOWER)
     with torch.inference_mode():
-        expected = _project(loaded, inputs)
         setattr(base, _TOWER, _given())
         try:
             found = _project(loaded, {**inputs, "pixel_values": state})
@@ -184,7 +200,7 @@ def _replaceable(loaded: "PreTrainedModel", inputs: "BatchFeature", state: "torc
             return False
         finally:
             setattr(base, _TOWER, tower)
-    return torch.equal(found, expected)
+    return torch.equal(found, projected)
 
 
 def _given() -> "torch.nn.Module":

@@ -78,6 +78,11 @@ class FineTuning:
         started = time.perf_counter()
         processes = _processes()
         emit = _once(emit) if processes.is_main_process else _silent
+        if self.model.dtype == "float16" and self.finetune.lora.bias != "none":
+            raise InputError(
+                f"params.yaml: finetune.lora.bias: {self.finetune.lora.bias} trains float16 weights themselves, whose "
+                f"gradients cannot be scaled; none, or bfloat16 in configs/models/{self.model.name}.yaml, works"
+            )
         if self.model.dtype == "float16" and not torch.cuda.is_available():
             raise InputError(
                 f"configs/models/{self.model.name}.yaml: options.dtype: float16 cannot be trained without a GPU; "
@@ -198,7 +203,7 @@ class FineTuning:
         from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
         from trl import SFTConfig
 
-        from vlm import dropout
+        from vlm import fast_lora
 
         set_seed(self.seed)  # LoRA's first weights are drawn before the trainer sets it
         params = self.finetune
@@ -264,7 +269,7 @@ class FineTuning:
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        dropout.make_fast(trainer.model)
+        fast_lora.make_fast(trainer.model)
         _, labels = dataset.ids_and_labels(self.train)
         if kept:
             trainer.train_dataset = _FeatureRows(kept[self.train], labels)
@@ -446,8 +451,7 @@ class _FeatureRows:
 class _Collator:
     """Rows -> a batch whose prompts end, and whose answers begin, at one position: padded left and right of it.
 
-    The same tokens as evaluation sees (vlm.model.encode) and vlm.posterior takes for the answers. All supervised
-    positions are the last ones, so that the trainer computes no logits for the prompt's.
+    The same tokens as evaluation sees (vlm.model.encode) and vlm.posterior takes for the answers.
     """
 
     def __init__(self, processor: "ProcessorMixin", task: Task) -> None:
@@ -489,14 +493,23 @@ def _trainer_class() -> type:
         """SFTTrainer: logits for the answers only, rates by part, our sampler, accuracy on validation."""
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if inputs["input_ids"].is_cuda and not return_outputs:
+            if inputs["input_ids"].is_cuda:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # TRL's fused head
-            labels = inputs.pop("labels")
-            width = int((labels != -100).any(0).sum())  # of the answers, which stand at the end
-            output = model(**inputs, use_cache=False, logits_to_keep=width + 1)
-            logits, target = output.logits[:, :-1].float(), labels[:, -width:]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
-            count = (target != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            target = inputs.pop("labels")[:, 1:]
+            answers = target != -100  # by position: whether what comes next is supervised
+
+            def leave_out_the_rest(head, args):
+                (hidden,) = args
+                return (hidden[:, :-1][answers],)
+
+            head = self.model.get_base_model().get_output_embeddings()
+            hook = head.register_forward_pre_hook(leave_out_the_rest)
+            try:
+                output = model(**inputs, use_cache=False)  # its logits: (supervised tokens, vocabulary)
+            finally:
+                hook.remove()
+            loss = torch.nn.functional.cross_entropy(output.logits.float(), target[answers], reduction="sum")
+            count = answers.sum() if num_items_in_batch is None else num_items_in_batch
             loss = loss / count
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * self.accelerator.num_processes

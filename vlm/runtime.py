@@ -4,7 +4,12 @@ import json
 import platform
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from vlm.errors import InputError
+from vlm.events import Emit, Log
 
 
 def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
@@ -57,6 +62,28 @@ def is_out_of_memory(error: RuntimeError) -> bool:
         or "CUDA error: out of memory" in str(error)
         or "ALLOC_FAILED" in str(error)  # of cuBLAS, cuDNN
     )
+
+
+def in_parts(compute: Callable[[Sequence], Any], items: Sequence, emit: Emit) -> list[Any]:
+    """[compute(items)], or, where that does not fit into memory, what `compute` gives for the halves, and so on.
+
+    Raises InputError if not even one of `items`, samples, fits.
+    """
+    try:
+        return [compute(items)]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Here, and not above, for the exception holds the tensors that did not fit.
+    if len(items) == 1:
+        raise InputError(
+            "params.yaml: evaluation.batch_size: not even one sample at a time fits into this device's memory; "
+            "image.max_tokens makes samples smaller"
+        )
+    free_memory()
+    half = len(items) // 2
+    emit(Log(f"out of memory with {len(items)} samples; going on with {half} at once"))
+    return [part for some in (items[:half], items[half:]) for part in in_parts(compute, some, emit)]
 
 
 def free_memory() -> None:

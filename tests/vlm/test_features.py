@@ -80,8 +80,20 @@ def test_more_than_the_budget_is_not_kept(prepared):
 
 
 def test_the_same_again(prepared, split, tmp_path):
-    """The features of a training that was interrupted do not differ, to the last bit."""
-    _, _, _, one, _ = prepared("lfm2_vl")
+    """The features of a training that was interrupted do not differ, to the last bit, and are not computed twice."""
+    computed = [Progress(done, 5, "picture encoded") for done in (2, 4, 5)]
+    _, _, _, one, events = prepared("lfm2_vl")
+    assert events == computed
     kept = one[split].tiles.clone()
-    _, _, _, again, _ = prepared("lfm2_vl")
+    _, _, _, again, events = prepared("lfm2_vl")
     assert torch.equal(kept, again[split].tiles)
+    assert events == []
+    *_, events = prepared("lfm2_vl", at_once=3)
+    assert [event.done for event in events] == [3, 5]
+    _, _, _, again, events = prepared("lfm2_vl")
+    assert torch.equal(kept, again[split].tiles)
+    assert events == computed
+    (tmp_path / "features" / "complete with 2 at once").unlink()  # killed in the middle
+    _, _, _, again, events = prepared("lfm2_vl")
+    assert torch.equal(kept, again[split].tiles)
+    assert events == computed

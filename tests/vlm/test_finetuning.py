@@ -206,6 +206,20 @@ def test_training_stops_when_validation_no_longer_gets_better(job, tmp_path):
     assert (metrics["steps"], metrics["best_step"]) == (4, 2)
 
 
+@pytest.mark.parametrize(("bias", "key"), [("none", r"options\.dtype"), ("all", r"finetune\.lora\.bias")])
+def test_what_float16_cannot_be_trained_with_is_said_first(job, tmp_path, bias, key):
+    if bias == "none" and torch.cuda.is_available():
+        pytest.skip("a GPU trains it")
+    lora = job.finetune.lora.model_copy(update={"bias": bias})
+    half = dataclasses.replace(
+        job,
+        model=job.model.model_copy(update={"dtype": "float16"}),
+        finetune=job.finetune.model_copy(update={"lora": lora}),
+    )
+    with pytest.raises(InputError, match=key):
+        half.run(tmp_path, lambda event: None)
+
+
 def test_a_diverging_loss_ends_in_one_line_and_keeps_the_checkpoints(job, tmp_path):
     wild = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"learning_rate": 1e4, "eval_steps": 1}))
     with pytest.raises(InputError, match=r"finetune\.learning_rate: the loss is .* at step \d with a learning rate of"):
