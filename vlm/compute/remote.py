@@ -371,7 +371,7 @@ class _Record:
     """Writes a job's events into a file and sends them, from a thread of its own, to whoever watches.
 
     Every event has a number that no other event of the shard has. Scalars that an earlier attempt has written are left
-    out. Of progress, what comes within a second of the last is.
+    out. Of progress, what comes within a second of the last is, but for the last of its count: a shard's is not full.
     """
 
     def __init__(self, path: Path, shard: int, attempt: int, send: Callable[[list[dict]], None]) -> None:
@@ -384,6 +384,7 @@ class _Record:
         self._shard = shard
         self._number = 0
         self._shown = 0.0
+        self._held: Progress | None = None
         self._file = path.open("a", encoding="utf-8")
         self._send = send
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
@@ -393,8 +394,12 @@ class _Record:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Progress):
             self.done = max(self.done, event.done)
+            if self._held and (self._held.total, self._held.unit) != (event.total, event.unit):
+                self._write(self._held)
+            self._held = None
             now = time.monotonic()
             if 0 < event.done < event.total and now - self._shown < 1.0:
+                self._held = event
                 return
             self._shown = now
         elif isinstance(event, Scalars):
@@ -402,6 +407,9 @@ class _Record:
             self._seen.update((event.step, name) for name in event.values)
             if not event.values:
                 return
+        self._write(event)
+
+    def _write(self, event: Event) -> None:
         entry = {"shard": self._shard, "attempt": self._attempt, "number": self._number}
         entry |= {"type": type(event).__name__, **asdict(event)}
         self._number += 1
@@ -410,6 +418,8 @@ class _Record:
         self._waiting.put(entry)
 
     def close(self) -> None:
+        if self._held:
+            self._write(self._held)
         self._file.close()
         self._waiting.put(None)
         self._thread.join(timeout=10)

@@ -26,6 +26,7 @@ class Steps:
     steps: int = 4
     at: int = 0
     trouble: str = ""
+    others: int = 0  # steps that other containers do
 
     RESULTS: ClassVar = ("lines", "folder", "runtime.json")
 
@@ -43,7 +44,9 @@ class Steps:
             with file.open("a") as lines:
                 lines.write(Path(self.data).read_text())
             emit(Scalars(step, {"loss": float(step)}))
-            emit(Progress(step, self.steps))
+            emit(Progress(step, self.steps + self.others))
+        for checked in range(3):
+            emit(Progress(checked, 2 + self.others, "line checked"))
         (directory / "folder").mkdir(exist_ok=True)
         (directory / "folder" / "result").write_text("result")
         (directory / "runtime.json").write_text("{}")
@@ -207,6 +210,18 @@ def test_every_scalar_is_recorded_and_sent_once(modal, job):
         assert scalars == [Scalars(step, {"loss": float(step)}) for step in range(1, 5)]
         numbers = [(entry["attempt"], entry["number"]) for entry in entries]
         assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("others", [0, 6])
+def test_every_count_is_sent_to_its_end(modal, job, others):
+    """Though most of what comes within a second is left out, and the end of a container's share is not the whole's."""
+    modal.conduct(modal.request(replace(job, others=others)))
+    counts = [event for event in map(remote.event_of, modal.sent) if isinstance(event, Progress)]
+    ends = {event.unit: event for event in counts}
+    assert ends == {"it": Progress(4, 4 + others), "line checked": Progress(2, 2 + others, "line checked")}
+    assert len(counts) < 7
+    units = [event.unit for event in counts]
+    assert units == sorted(units)
 
 
 def test_nobody_has_to_watch(modal, job, monkeypatch):
