@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.errors import InputError
-from vlm.events import Emit, Event, Log, Progress, Scalars
+from vlm.events import Emit, Log, Progress, Scalars
 
 if TYPE_CHECKING:
     from vlm.compute import Job
@@ -48,15 +48,17 @@ def run(job: "Job", directory: Path, emit: Emit, count: int) -> None:
 def main() -> None:
     file, directory = map(Path, sys.argv[1:])
     job = pickle.loads(file.read_bytes())
-    say, sys.stdout = sys.stdout, sys.stderr  # so that nothing else is taken for an event
+    output, sys.stdout = sys.stdout, sys.stderr  # so that nothing else is taken for an event
 
-    def emit(event: Event) -> None:
-        print(json.dumps([type(event).__name__, asdict(event)]), file=say, flush=True)
+    def say(kind: str, values: dict | str) -> None:
+        # In one write: an input error is said by every process, and print() writes the line's end by itself.
+        output.write(json.dumps([kind, values]) + "\n")
+        output.flush()
 
     try:
-        job.run(directory, emit)
+        job.run(directory, lambda event: say(type(event).__name__, asdict(event)))
     except InputError as error:
-        print(json.dumps(["InputError", str(error)]), file=say, flush=True)
+        say("InputError", str(error))
         sys.exit(1)
 
 
