@@ -27,10 +27,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.models import large_450m, with_vocabulary
-from vlm import batching, decoding, model
-from vlm.params import load_params
-from vlm.posterior import Posterior
-from vlm.task import Task
+from vlm.config.params import load_params
+from vlm.config.task import Task
+from vlm.evaluation import batching, decoding
+from vlm.evaluation.posterior import Posterior
+from vlm.models import loading
 
 DATA = "data/test.parquet"
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     params = load_params()
-    tiny, processor = model.load(params.model, params.image)
+    tiny, processor = loading.load(params.model, params.image)
     wide, wide_processor = with_vocabulary(tiny, processor, 65_536)
     large, large_processor = large_450m(wide_processor)
     rows = []

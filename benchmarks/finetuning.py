@@ -91,8 +91,10 @@ def median(runs: list[dict]) -> dict:
 def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
     """The models and the data, in `folder`: a process of its own, so that a case's memory is the case's."""
     from benchmarks.models import large_450m, with_vocabulary
-    from vlm import dataset, model, preparation
-    from vlm.params import PrepareParams, load_params
+    from vlm.config.params import PrepareParams, load_params
+    from vlm.data import dataset
+    from vlm.models import loading
+    from vlm.sources import preparation
 
     params = load_params()
     counts = {1, *(rows for rows, _, _ in sizes.values())}
@@ -102,7 +104,7 @@ def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
     reader = dataset.Reader(folder / "train.parquet")
     for count in counts:
         dataset.write(folder / f"{count}.parquet", reader.rows(range(count)))
-    tiny, processor = model.load(params.model, params.image)
+    tiny, processor = loading.load(params.model, params.image)
     models = {"tiny": (tiny, processor)}
     if set(sizes) != {"tiny"}:
         wide, wide_processor = with_vocabulary(tiny, processor, 65_536)
@@ -136,10 +138,10 @@ def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple
     from transformers import TrainerCallback
 
     from benchmarks import reference
-    from vlm import model
-    from vlm.events import Event, Progress
-    from vlm.finetuning import FineTuning
-    from vlm.params import load_params
+    from vlm.config.events import Event, Progress
+    from vlm.config.params import load_params
+    from vlm.models import loading
+    from vlm.training.job import FineTuning
 
     params = load_params()
     config = params.model.model_copy(update={"id": str(folder / name), "revision": None})
@@ -169,14 +171,14 @@ def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple
             at_the_end(event.done, event.total)
 
     with contextlib.redirect_stderr(io.StringIO()):  # which says that these models are not pinned
-        loaded, processor = model.load(config, params.image)
+        loaded, processor = loading.load(config, params.image)
     vocabulary = loaded.get_input_embeddings().num_embeddings
     with tempfile.TemporaryDirectory() as scratch:
         forget_peak()
         began = time.perf_counter()
         try:
             if case == "ours":
-                with patch.object(model, "load", return_value=(loaded, processor)):  # loading is not measured
+                with patch.object(loading, "load", return_value=(loaded, processor)):  # loading is not measured
                     job.run(Path(scratch), emit)
             elif case == "reference":
                 job = dataclasses.replace(job, task=params.task.model_copy(update={"answer_form": "label"}))
@@ -207,7 +209,7 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    from vlm import lora
+    from vlm.training import lora
 
     if fused:
         trl.trainer.utils._use_triton = lambda device: True

@@ -16,7 +16,7 @@ def with_vocabulary(
 
     The special tokens keep their ids; the rows of the embedding that are new are random.
     """
-    from vlm.pretrain_tiny import build_processor, build_tokenizer
+    from models.pretrain_tiny import build_processor, build_tokenizer
 
     tokenizer = build_tokenizer(_texts(), size)
     assert len(tokenizer) == size, f"{len(tokenizer)} tokens came out of the text, not {size}"

@@ -8,8 +8,9 @@ import json
 import time
 from pathlib import Path
 
-from vlm import batching, decoding, model
-from vlm.params import load_params
+from vlm.config.params import load_params
+from vlm.evaluation import batching, decoding
+from vlm.models import loading
 
 DATA = "data/test.parquet"
 IMAGES = 128
@@ -18,7 +19,7 @@ ROUNDS = 3
 
 def main() -> None:
     params = load_params()
-    loaded, processor = model.load(params.model, params.image)
+    loaded, processor = loading.load(params.model, params.image)
     decode = decoding.raw(loaded, processor, params.evaluation.max_new_tokens)
     load = batching.Loader(DATA, processor, params.task)
 

@@ -23,12 +23,15 @@ import torch
 from peft import PeftModel
 
 from benchmarks import reference
-from vlm import lora, metrics, model, preparation
-from vlm.evaluation import Evaluation
-from vlm.events import Event
-from vlm.finetuning import FineTuning
-from vlm.params import Params, PrepareParams, load_params
-from vlm.task import Task
+from vlm.config.events import Event
+from vlm.config.params import Params, PrepareParams, load_params
+from vlm.config.task import Task
+from vlm.evaluation.job import Evaluation
+from vlm.measuring import metrics
+from vlm.models import loading
+from vlm.sources import preparation
+from vlm.training import lora
+from vlm.training.job import FineTuning
 
 SEED_OF_DATA = 23
 VALIDATION = 160
@@ -175,7 +178,7 @@ def train(
         return None, dict.fromkeys(lora.PARTS, 0)
     if variant.recipe == "ours":
         return str(directory / "adapter"), ours(variant, params, task, data, seed, directory)
-    loaded, processor = model.load(params.model, params.image)
+    loaded, processor = loading.load(params.model, params.image)
     made = reference.trainer(
         loaded,
         processor,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.params import FinetuneParams
-from vlm.task import Task
+from vlm.config.params import FinetuneParams
+from vlm.config.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback

@@ -1,20 +1,23 @@
-"""baseline_eval: the model as it comes, free to write what it likes."""
+"""baseline_eval: the base model's answers to the test split, free to write what it likes."""
 
-from vlm import compute, evaluation, metrics, pinned, plots
-from vlm.errors import reported
-from vlm.params import load_params
-
-STAGE = "baseline_eval"
+from vlm import compute
+from vlm.config import load_params, pins
+from vlm.config.errors import reported
+from vlm.evaluation import Evaluation
 
 
 def main() -> None:
-    params = pinned.resolved(load_params())
-    job = evaluation.Evaluation.raw(params)
+    params = pins.resolved(load_params())
+    job = Evaluation.of(params, raw=True)
     with compute.run(job, params.compute, params.modal) as result:
-        predictions, counted = evaluation.save(result, STAGE)
-        values = metrics.classification(predictions, params.task.labels) | metrics.lenient(predictions, params.task)
-        metrics.write(f"metrics/{STAGE}.json", values | counted)
-        plots.write(f"plots/{STAGE}", predictions, params.task.labels, job.data)
+        compute.save(
+            result,
+            {
+                "raw.parquet": "predictions/baseline_eval.parquet",
+                "raw.json": "predictions/baseline_eval.json",
+                "runtime.json": "metrics/runtime/baseline_eval.json",
+            },
+        )
 
 
 if __name__ == "__main__":

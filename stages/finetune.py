@@ -1,19 +1,14 @@
 """finetune: a LoRA adapter, trained on the task's own prompt and answers."""
 
-import json
-import shutil
-from pathlib import Path
-
-from vlm import compute, metrics, pinned
-from vlm.errors import reported
-from vlm.finetuning import FineTuning
-from vlm.params import load_params
-
-STAGE = "finetune"
+from vlm import compute
+from vlm.config import load_params, pins
+from vlm.config.errors import reported
+from vlm.data import json_files
+from vlm.training import FineTuning
 
 
 def main() -> None:
-    params = pinned.resolved(load_params())
+    params = pins.resolved(load_params())
     job = FineTuning(
         task=params.task,
         model=params.model,
@@ -23,17 +18,24 @@ def main() -> None:
         train="data/train.parquet",
         validation="data/validation.parquet",
     )
-    with compute.run(job, params.compute, params.modal, f"plots/{STAGE}", params.finetune.track_with) as result:
-        for name in ("adapter", "last"):
-            target = Path("models", "adapter" if name == "adapter" else "adapter_last")
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(result / name, target)
-        Path("plots", STAGE).mkdir(parents=True, exist_ok=True)
-        for name in ("modules.csv", "checkpoints.csv"):
-            shutil.copyfile(result / name, f"plots/{STAGE}/{name}")
-        Path("metrics/runtime").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(result / "runtime.json", f"metrics/runtime/{STAGE}.json")
-        metrics.write(f"metrics/{STAGE}.json", json.loads((result / "metrics.json").read_text()))
+    with compute.run(job, params.compute, params.modal, "plots/finetune", params.finetune.track_with) as result:
+        compute.save(
+            result,
+            {
+                "adapter": "models/adapter",
+                "last": "models/adapter_last",
+                "modules.csv": "plots/finetune/modules.csv",
+                "checkpoints.csv": "plots/finetune/checkpoints.csv",
+                "metrics.json": "plots/finetune/details.json",
+                "runtime.json": "metrics/runtime/finetune.json",
+            },
+        )
+    found = json_files.read("plots/finetune/details.json")
+    json_files.write("metrics/finetune.json", {name: found[name] for name in ("eval_loss", "val_accuracy")})
+    print(
+        f"finetune: best at step {found['best_step']} of {found['steps']}: {100 * found['val_accuracy']:.1f} % of "
+        f"{found['val_samples']} validation samples right"
+    )
 
 
 if __name__ == "__main__":

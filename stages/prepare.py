@@ -3,12 +3,11 @@
 import time
 from pathlib import Path
 
-from vlm import metrics, pinned, plots, preparation
-from vlm.errors import reported
-from vlm.params import load_params
-from vlm.progress import ProgressBar
-
-STAGE = "prepare"
+from vlm.compute.progress import ProgressBar
+from vlm.config import load_params, pins
+from vlm.config.errors import reported
+from vlm.data import json_files
+from vlm.sources import preparation
 
 
 def main() -> None:
@@ -18,14 +17,14 @@ def main() -> None:
         report = preparation.prepare(params.task, params.prepare, params.seed, Path("data"), emit)
     seconds = time.perf_counter() - started
 
-    metrics.write(f"metrics/{STAGE}.json", report.metrics())
+    json_files.write("metrics/prepare.json", {"rows": report.total, "left_out": len(report.skipped)})
+    json_files.write("plots/prepare/details.json", report.details())
+    preparation.write_skipped(Path("plots/prepare/skipped.csv"), report)
     runtime = {"seconds": round(seconds, 2), "images_per_second": round(report.total / seconds, 2)}
     if params.task.source.hub is not None:
-        runtime["source_commit"] = pinned.verify_source(params.task)
-    metrics.write(f"metrics/runtime/{STAGE}.json", runtime)
-    plots.class_distribution(f"plots/{STAGE}/class_distribution.csv", report.rows)
-    plots.samples(f"plots/{STAGE}/samples.png", "data/train.parquet", params.task.labels)
-    preparation.write_skipped(Path(f"plots/{STAGE}/skipped.csv"), report)
+        runtime["source_commit"] = pins.verify_source(params.task)
+    json_files.write("metrics/runtime/prepare.json", runtime)
+    print(f"prepare: {report.summary()}")
 
 
 if __name__ == "__main__":

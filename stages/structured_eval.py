@@ -1,21 +1,23 @@
-"""structured_eval: the model as it comes, able to answer only with the task's labels."""
+"""structured_eval: the base model's answers to the test split, restricted to the task's labels."""
 
-from vlm import compute, evaluation, metrics, pinned, plots
-from vlm.errors import reported
-from vlm.params import load_params
-
-STAGE = "structured_eval"
+from vlm import compute
+from vlm.config import load_params, pins
+from vlm.config.errors import reported
+from vlm.evaluation import Evaluation
 
 
 def main() -> None:
-    params = pinned.resolved(load_params())
-    job = evaluation.Evaluation.structured(params)
+    params = pins.resolved(load_params())
+    job = Evaluation.of(params, structured=True)
     with compute.run(job, params.compute, params.modal) as result:
-        predictions, counted = evaluation.save(result, STAGE)
-        values = metrics.structured(predictions, result / "calibration.parquet", params.task.labels)
-        metrics.write(f"metrics/{STAGE}.json", values | counted)
-        plots.write(f"plots/{STAGE}", predictions, params.task.labels, job.data)
-        plots.confidence(f"plots/{STAGE}", predictions)
+        compute.save(
+            result,
+            {
+                "structured.parquet": "predictions/structured_eval.parquet",
+                "structured.json": "predictions/structured_eval.json",
+                "runtime.json": "metrics/runtime/structured_eval.json",
+            },
+        )
 
 
 if __name__ == "__main__":

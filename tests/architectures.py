@@ -34,7 +34,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vlm import pretrain_tiny
+from models import pretrain_tiny
 
 VOCABULARY = 640
 TURN_TOKENS = ["<|pad|>", "<|im_start|>", "<|im_end|>"]

@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from vlm import badges, dataset
-from vlm.params import FinetuneParams, ImageParams, LearningRateScale, LoraParams, load_model, load_task
+from vlm.config.models import load_model
+from vlm.config.params import FinetuneParams, ImageParams, LearningRateScale, LoraParams
+from vlm.config.task import load_task
+from vlm.data import dataset
+from vlm.sources import badges
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from vlm import badges, lora
-from vlm.params import load_model, load_params, load_task
+from vlm.config.models import load_model
+from vlm.config.params import load_params
+from vlm.config.task import load_task
+from vlm.sources import badges
+from vlm.training import lora
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(file.stem for file in (ROOT / "configs/models").glob("*.yaml"))

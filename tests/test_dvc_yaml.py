@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.params import read_yaml
+from vlm.config.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]

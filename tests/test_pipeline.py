@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.params import read_yaml
+from vlm.config.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 STANDIN = Path(os.environ.get("VLM_MODAL_STANDIN") or ROOT.parent / "shared" / "tools" / "fake_modal.py")

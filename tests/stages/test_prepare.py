@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm import dataset
+from vlm.data import dataset
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = """

@@ -1,13 +1,15 @@
 """Where a job runs, and the way of its results to the stage that asked for them."""
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from vlm.compute import local
-from vlm.events import Emit
-from vlm.params import Compute, ModalParams, ModelConfig
+from vlm.config.events import Emit
+from vlm.config.models import ModelConfig
+from vlm.config.params import Compute, ModalParams
 
 
 class Job(Protocol):
@@ -16,6 +18,7 @@ class Job(Protocol):
     RESULTS: ClassVar[tuple[str, ...]]  # the files and folders among them that a stage takes
     # Whether processes, one a GPU, do it together; if not, containers can share its batches (`answer`, `merge`).
     DATA_PARALLEL: ClassVar[bool]
+    PACKAGES: ClassVar[tuple[str, ...]]  # of vlm, whose code decides the result
     model: ModelConfig
 
     @property
@@ -32,7 +35,7 @@ def run(
     live: str | None = None,
     track_with: Sequence[str] = ("dvclive",),
 ) -> Iterator[Path]:
-    """Runs `job` and gives the folder of its result files, which is removed when the block ends without an error.
+    """Runs `job` and yields the folder of its result files, which is removed when the block ends without an error.
 
     Scalars that the job reports go to the trackers of `track_with`, DVCLive's to the folder `live`. What a killed run
     has finished is not repeated. Raises InputError for what the user can put right, wherever the job ran.
@@ -45,6 +48,18 @@ def run(
         running = on_modal.run(job, modal, live, track_with)
     with running as directory:
         yield directory
+
+
+def save(result: Path, targets: Mapping[str, str]) -> None:
+    """Copies files and folders of a job's results to where they belong, by name in `result`."""
+    for name, target in targets.items():
+        source, place = result / name, Path(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(source, place)
+        else:
+            shutil.copyfile(source, place)
 
 
 def place(model: ModelConfig, compute: Compute) -> Literal["local", "modal"]:

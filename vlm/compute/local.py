@@ -18,9 +18,9 @@ from pydantic_core import to_json
 
 import vlm
 from vlm.compute import processes
+from vlm.compute.progress import ProgressBar
 from vlm.compute.tracking import tracker
-from vlm.events import Event, Log, Scalars
-from vlm.progress import ProgressBar
+from vlm.config.events import Event, Log, Scalars
 
 if TYPE_CHECKING:
     from vlm.compute import Job
@@ -30,7 +30,7 @@ _FORGET_AFTER = 30 * 24 * 3600  # seconds; unfinished work that nobody came back
 
 @contextmanager
 def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
-    """Runs `job` in its folder (see `reserved`), and gives the folder. Scalars go to trackers, DVCLive's to `live`."""
+    """Runs `job` in its folder (see `reserved`), and yields the folder. Scalars go to trackers, DVCLive's to `live`."""
     with reserved(key(job)) as (directory, bar), ExitStack() as stack:
         if any(directory.iterdir()):
             bar(Log("going on with what an earlier run has finished"))
@@ -97,13 +97,15 @@ def reserved(name: str) -> Iterator[tuple[Path, ProgressBar]]:
 
 
 def key(job: "Job") -> str:
-    """A name for the job that changes with its values, its input files, its model and the code that does it.
+    """A name for the job that changes with its values, its input files, its model and the code that decides its result.
 
-    It does not change with what the model's file says of where the model can run.
+    It does not change with the code that measures, draws or transports, nor with the keys of the model's file that say
+    where the model can run: unfinished work is still found after a change of those.
     """
     digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu", "memory_gib"}}))
     digest.update(" ".join(version(library) for library in ("torch", "transformers", "peft", "trl")).encode())
-    code = sorted(Path(vlm.__file__).parent.rglob("*.py"))
+    packages = [Path(vlm.__file__).parent / package for package in job.PACKAGES]
+    code = [file for package in packages for file in sorted(package.rglob("*.py"))]
     inputs = [*job.inputs, *([job.model.id] if job.model.folder else [])]
     data = [file for path in map(Path, inputs) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     for file in [*code, *data]:

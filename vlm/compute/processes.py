@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.errors import InputError
-from vlm.events import Emit, Log, Progress, Scalars
+from vlm.config.errors import InputError
+from vlm.config.events import Emit, Log, Progress, Scalars
 
 if TYPE_CHECKING:
     from vlm.compute import Job

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from vlm.errors import InputError
-from vlm.events import Scalars
+from vlm.config.errors import InputError
+from vlm.config.events import Scalars
 
 _KEY = "params.yaml: finetune.track_with"
 

@@ -7,8 +7,9 @@ import pytest
 
 from vlm import compute
 from vlm.compute import local
-from vlm.events import Scalars
-from vlm.params import ModalParams, ModelConfig
+from vlm.config.events import Scalars
+from vlm.config.models import ModelConfig
+from vlm.config.params import ModalParams
 
 MODAL = ModalParams(gpu=None, containers=1, max_dollars=None, timeout=1, region=None)
 CPU_MODEL = ModelConfig(name="m", id="nowhere", runs_on_cpu=True)

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from vlm import badges, compute, dataset
+from vlm import compute
 from vlm.compute import prices, remote
-from vlm.errors import InputError
-from vlm.params import ModelConfig, load_model, load_task, read_yaml
+from vlm.config.errors import InputError
+from vlm.config.models import ModelConfig, load_model
+from vlm.config.task import load_task
+from vlm.config.yaml_files import read_yaml
+from vlm.data import dataset
+from vlm.sources import badges
 
 ROOT = Path(__file__).parents[3]
 STANDIN = Path(os.environ.get("VLM_MODAL_STANDIN") or ROOT.parent / "shared" / "tools" / "fake_modal.py")
@@ -93,16 +97,17 @@ def test_prices(at_root):
 JOB = """
 import json, shutil, sys
 from pathlib import Path
-from vlm import compute, pinned
-from vlm.errors import reported
-from vlm.evaluation import Evaluation
-from vlm.finetuning import FineTuning
-from vlm.params import ModalParams, load_params
+from vlm import compute
+from vlm.config import pins
+from vlm.config.errors import reported
+from vlm.evaluation.job import Evaluation
+from vlm.training.job import FineTuning
+from vlm.config.params import ModalParams, load_params
 
 
 def main():
     kind, where, out, values = sys.argv[1:]
-    params = pinned.resolved(load_params())
+    params = pins.resolved(load_params())
     modal = ModalParams(**(params.modal.model_dump() | json.loads(values)))
     if kind == "finetune":
         job = FineTuning(params.task, params.model, params.image, params.finetune, 5, "data/train.parquet", "data/validation.parquet")

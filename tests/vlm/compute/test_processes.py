@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from vlm.compute import processes
-from vlm.errors import InputError
-from vlm.events import Log, Progress, Scalars
-from vlm.finetuning import FineTuning
+from vlm.config.errors import InputError
+from vlm.config.events import Log, Progress, Scalars
+from vlm.training.job import FineTuning
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from vlm.compute import remote
-from vlm.errors import InputError
-from vlm.evaluation import Evaluation
-from vlm.events import Log, Progress, Scalars
-from vlm.finetuning import FineTuning
-from vlm.params import ModelConfig
+from vlm.config.errors import InputError
+from vlm.config.events import Log, Progress, Scalars
+from vlm.config.models import ModelConfig
+from vlm.evaluation.job import Evaluation
+from vlm.training.job import FineTuning
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from vlm.compute.tracking import tracker
-from vlm.errors import InputError
-from vlm.events import Scalars
+from vlm.config.errors import InputError
+from vlm.config.events import Scalars
 
 
 def test_dvclive_writes_the_points_and_no_pipeline(tmp_path, monkeypatch):

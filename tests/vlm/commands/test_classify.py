@@ -1,0 +1,108 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlm.commands import classify
+from vlm.config.errors import InputError
+from vlm.config.params import load_params
+from vlm.sources import badges
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def photos(tmp_path, task):
+    """Three badges, the last of them in a folder below, and a file that is no picture."""
+    icons = task.source.badges.icons
+    rendered = badges.render_split(list(icons.values()), 3, 1, 0, 0.1, workers=1)
+    names = ["a.jpg", "b.jpg", "below/c.jpg"]
+    (tmp_path / "photos" / "below").mkdir(parents=True)
+    for name, (_, jpeg) in zip(names, rendered, strict=True):
+        (tmp_path / "photos" / name).write_bytes(jpeg)
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "photos" / "notes.txt").write_text("not asked about")
+    return tmp_path / "photos"
+
+
+def test_every_file_has_all_labels_the_most_probable_first(photos, at_root):
+    params = load_params()
+    files = classify.find([photos])
+    assert [file.name for file in files] == ["a.jpg", "b.jpg", "c.jpg", "broken.jpg"]
+    found = {item.file.name: item for item in classify.classify(files, params)}
+    assert found["broken.jpg"].error
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        probabilities = [p for _, p in found[name].labels]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+        assert {label for label, _ in found[name].labels} == set(params.task.labels)
+
+
+def test_pictures_that_do_not_fit_at_once_go_through_in_parts(photos, at_root, no_memory_for):
+    files, params, events = classify.find([photos]), load_params(), []
+    whole = list(classify.classify(files, params))
+    with no_memory_for(1):
+        parts = list(classify.classify(files, params, emit=events.append))
+    assert [event.text for event in events] == [
+        "out of memory with 3 samples; going on with 1 at once",
+        "out of memory with 2 samples; going on with 1 at once",
+    ]
+    for one, other in zip(whole, parts, strict=True):
+        assert [label for label, _ in one.labels][:1] == [label for label, _ in other.labels][:1]
+        assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-3)
+    with no_memory_for(0), pytest.raises(InputError, match=r"evaluation\.batch_size: not even one sample"):
+        list(classify.classify(files, params))
+
+
+def test_turned_and_animated_pictures_are_read_as_prepare_reads_them(tmp_path, at_root):
+    picture = Image.effect_noise((80, 128), 80).convert("RGB")
+    picture.save(tmp_path / "plain.png")
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif(6))
+    plain, turned = classify.classify([tmp_path / "plain.png", tmp_path / "turned.png"], load_params())
+    assert plain.labels == turned.labels
+
+
+def exif(orientation):
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "vlm", "classify", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_the_command_says_what_it_could_not_read_and_goes_on(photos):
+    done = run(photos, photos / "none.jpg", "--top", "2", "--json")
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {Path(line["file"]).name for line in lines} == {"a.jpg", "b.jpg", "c.jpg"}
+    assert all(len(line["labels"]) == 2 and 0 <= line["labels"][0]["probability"] <= 1 for line in lines)
+    errors = done.stderr.splitlines()
+    assert len(errors) == 2
+    assert any("broken.jpg: " in line for line in errors)
+    assert any("none.jpg: no such file" in line for line in errors)
+    shutil.rmtree(photos / "below")
+    done = run(photos / "a.jpg")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{photos}/a.jpg: ")
+    assert done.stdout.count("%") == 3
+    assert done.stderr == ""
+
+
+def test_what_cannot_be_asked_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="has no pictures in it"):
+        classify.find([tmp_path])
+    done = run("x.jpg", "--adapter", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "is no adapter" in done.stderr
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "other/model"}')
+    done = run("x.jpg", "--adapter", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "'other/model' is not the model tiny" in done.stderr

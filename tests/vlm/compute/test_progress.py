@@ -1,0 +1,63 @@
+import sys
+import time
+
+import pytest
+
+from vlm.compute.progress import ProgressBar
+from vlm.config.events import Log, Progress, Scalars
+
+
+def test_without_a_terminal_a_short_job_is_a_line(capsys):
+    with ProgressBar() as emit:
+        for done in range(101):
+            emit(Progress(done, 100, "image"))
+            emit(Scalars(done, {"loss": 1.0}))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(" in ")[0] for line in err.splitlines()] == ["100/100 image"]
+
+
+def test_without_a_terminal_a_long_job_is_a_handful_of_lines(capsys, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    with ProgressBar() as emit:
+        for done in range(1001):
+            emit(Progress(done, 1000, "step"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "250/1000 step in 04:11, 1.0/s, 12:33 to go",
+        "500/1000 step in 08:21, 1.0/s, 08:21 to go",
+        "750/1000 step in 12:31, 1.0/s, 04:10 to go",
+        "1000/1000 step in 16:41, 1.0/s",
+    ]
+
+
+def test_a_resumed_job_counts_its_own_rate_only(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 10.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with ProgressBar() as emit:
+        emit(Progress(900, 1000, "image"))
+        emit(Progress(1000, 1000, "image"))
+    assert capsys.readouterr().err == "1000/1000 image in 00:10, 10.0/s\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_total_or_unit_has_its_own_bar_and_log_lines_stay_whole(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with ProgressBar() as emit:
+        emit(Progress(0, 2, "train pictures"))
+        emit(Progress(2, 2, "train pictures"))
+        emit(Log("a line"))
+        emit(Progress(0, 2, "test pictures"))
+        emit(Progress(2, 2, "test pictures"))
+    err = capsys.readouterr().err
+    assert "a line\n" in err
+    assert err.index("train pictures") < err.index("test pictures")
+    assert err.count("2/2") == 2 if not terminal else err.count("2/2") >= 2
+
+
+def test_what_an_earlier_run_has_done_wholly_is_a_line_without_a_rate(capsys):
+    with ProgressBar() as emit:
+        emit(Progress(1000, 1000, "image"))
+        emit(Progress(1000, 1000, "image"))
+    assert capsys.readouterr().err == "1000/1000 image\n"

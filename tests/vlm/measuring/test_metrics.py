@@ -1,0 +1,265 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from vlm.measuring import metrics
+
+
+def table(*rows):
+    """Predictions from (truth, predicted or None), ids in order."""
+    truth, predicted = zip(*rows, strict=True)
+    return pd.DataFrame(
+        {
+            "id": [f"s{i}" for i in range(len(rows))],
+            "label": truth,
+            "text": [answer or "no idea" for answer in predicted],
+            "predicted": predicted,
+            "probabilities": None,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 1), (1, 1), (0, 100), (81, 100), (82, 100), (999, 1000), (6750, 6750)]
+)
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_wilson_agrees_with_scipy(successes, n, confidence):
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert metrics.wilson(successes, n, confidence) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+def test_wilson_of_a_known_case():
+    low, high = metrics.wilson(81, 100)
+    assert (round(low, 2), round(high, 2)) == (0.72, 0.87)
+    assert metrics.wilson(0, 10)[0] == 0.0
+    assert metrics.wilson(10, 10)[1] == 1.0
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_is_no_proportion(successes, n):
+    with pytest.raises(ValueError, match="expected 0 <= successes <= n"):
+        metrics.wilson(successes, n)
+
+
+def test_classification_by_hand():
+    # a: 2 samples, one right, one invalid. b: 1 sample, right. c: the truth of none, answered once for a b.
+    values = metrics.classification(table(("a", "a"), ("a", None), ("b", "b"), ("b", "c")), ["a", "b", "c"])
+    low, high = metrics.wilson(2, 4)
+    f1 = 2 * 1 * 0.5 / 1.5  # of a and of b: precision 1, recall 1/2
+    assert values == pytest.approx(
+        {
+            "samples": 4,
+            "accuracy": 0.5,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "valid_rate": 0.75,
+            "balanced_accuracy": 0.5,
+            "macro_f1": f1,
+        }
+    )
+    assert {type(value) for value in values.values()} == {int, float}
+
+
+def test_classification_agrees_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    labels = list("abcde")
+    truth = rng.choice(labels, 300, p=[0.5, 0.2, 0.15, 0.1, 0.05])
+    predicted = [label if rng.random() < 0.6 else rng.choice([*labels, ""]) for label in truth]
+    values = metrics.classification(table(*zip(truth, [p or None for p in predicted], strict=True)), labels)
+    assert values["accuracy"] == pytest.approx(np.mean(truth == np.array(predicted)))
+    assert values["macro_f1"] == pytest.approx(f1_score(truth, predicted, labels=labels, average="macro"))
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+
+
+@pytest.mark.parametrize("nothing", [None, np.nan])
+def test_a_model_that_never_gives_a_label_has_zeros_everywhere(nothing):
+    values = metrics.classification(table(("a", nothing), ("b", nothing)), ["a", "b"])
+    assert values["samples"] == 2
+    for name in ("accuracy", "accuracy_low", "valid_rate", "balanced_accuracy", "macro_f1"):
+        assert values[name] == 0.0
+    assert values["accuracy_high"] == pytest.approx(binomtest(0, 2).proportion_ci(method="wilson").high)
+
+
+def test_predictions_mean_the_same_after_a_round_trip_through_parquet(tmp_path):
+    predictions = table(("a", "a"), ("a", None), ("b", "b"))
+    predictions.to_parquet(tmp_path / "p.parquet")
+    again = pd.read_parquet(tmp_path / "p.parquet")
+    assert metrics.classification(again, ["a", "b"]) == metrics.classification(predictions, ["a", "b"])
+    assert metrics.compare(again, predictions)["accuracy_gain"] == 0
+
+
+# Probabilities
+
+
+def sure(*rows):
+    """Predictions over a, b, c from (truth, probabilities)."""
+    labels = "abc"
+    predictions = table(*((truth, labels[int(np.argmax(p))]) for truth, p in rows))
+    return predictions.assign(probabilities=[list(p) for _, p in rows])
+
+
+def test_probability_metrics_by_hand():
+    rows = [("a", (0.9, 0.1, 0.0)), ("b", (0.6, 0.4, 0.0)), ("c", (0.3, 0.2, 0.5)), ("a", (0.2, 0.8, 0.0))]
+    values = metrics.posterior(sure(*rows), list("abc"))
+    assert values["top_3_accuracy"] == 1
+    assert values["log_loss"] == pytest.approx(-np.log([0.9, 0.4, 0.5, 0.2]).mean())
+    brier = [0.01 + 0.01, 0.36 + 0.36, 0.09 + 0.04 + 0.25, 0.64 + 0.64]
+    assert values["brier_score"] == pytest.approx(np.mean(brier))
+    # Fewer samples than bins: a bin a sample
+    gaps = [abs(1 - 0.9), abs(0 - 0.6), abs(1 - 0.5), abs(0 - 0.8)]
+    assert values["calibration_error"] == pytest.approx(np.mean(gaps))
+    # From sure to unsure: right, wrong, wrong, right
+    assert values["accuracy_at_50"] == 0.5
+    assert values["accuracy_at_80"] == values["accuracy_at_95"] == 0.5
+    assert metrics.posterior(sure(*rows[:1]), list("abc"))["accuracy_at_50"] == 1
+
+
+def random_posterior(rng, samples, labels, sharpness=1.0):
+    logits = rng.normal(size=(samples, len(labels))) * 2
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = [labels[rng.choice(len(labels), p=row)] for row in p]
+    scaled = p**sharpness / (p**sharpness).sum(1, keepdims=True)
+    predictions = table(*zip(truth, [labels[i] for i in scaled.argmax(1)], strict=True))
+    return predictions.assign(probabilities=list(scaled))
+
+
+def test_top_three_and_coverage():
+    rng, labels = np.random.default_rng(0), list("abcdefgh")
+    predictions = random_posterior(rng, 400, labels)
+    values = metrics.posterior(predictions, labels)
+    p = np.stack(predictions["probabilities"])
+    truth = np.array([labels.index(label) for label in predictions["label"]])
+    among = (np.argsort(-p, axis=1)[:, :3] == truth[:, None]).any(axis=1)
+    assert values["top_3_accuracy"] == pytest.approx(among.mean())
+    right = p.argmax(1) == truth
+    for coverage in (50, 80, 90, 95):
+        surest = np.argsort(-p.max(1))[: int(np.ceil(4 * coverage))]
+        assert values[f"accuracy_at_{coverage}"] == pytest.approx(right[surest].mean())
+    assert values["accuracy_at_50"] > right.mean()
+
+
+def test_honest_probabilities_have_a_small_calibration_error_and_sharpened_ones_a_large_one():
+    labels = list("abcdefgh")
+    honest = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels), labels)
+    sharp = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels, 3.0), labels)
+    assert honest["calibration_error"] < 0.03
+    assert sharp["calibration_error"] > 0.15
+
+
+def test_temperature_scaling_finds_the_sharpening_from_validation_alone():
+    labels = list("abcdefgh")
+    validation = random_posterior(np.random.default_rng(1), 4000, labels, 3.0)
+    predictions = random_posterior(np.random.default_rng(2), 4000, labels, 3.0)
+    values = metrics.calibrated(predictions, validation, labels)
+    assert values["temperature"] == pytest.approx(3, rel=0.05)
+    before = metrics.posterior(predictions, labels)
+    for name in ("log_loss", "brier_score", "calibration_error"):
+        assert values[f"calibrated_{name}"] < before[name]
+    # The test split's labels have no say.
+    mixed = predictions.assign(label=predictions["label"].sample(frac=1, random_state=0).to_numpy())
+    assert metrics.calibrated(mixed, validation, labels)["temperature"] == values["temperature"]
+
+
+def test_reliability_bins_have_equal_mass():
+    confidence = np.linspace(0, 1, 31)
+    bins = metrics.reliability(confidence, confidence > 0.5)
+    assert [n for n, _, _ in bins] == [3] + [2] * 14
+    assert [c for _, c, _ in bins] == sorted(c for _, c, _ in bins)
+    assert sum(n * c for n, c, _ in bins) / 31 == pytest.approx(confidence.mean())
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b"], ["a", "b", "c"]])
+def test_few_labels(labels):
+    predictions = table(*((label, label) for label in labels))
+    certain = predictions.assign(probabilities=list(np.eye(len(labels))))
+    values = metrics.posterior(certain, labels)
+    assert values["top_3_accuracy"] == values["accuracy_at_50"] == 1
+    assert values["log_loss"] == pytest.approx(0, abs=1e-9)
+    assert values["calibration_error"] == 0
+
+
+def test_without_probabilities_there_is_nothing_to_say_of_them(tmp_path):
+    predictions = table(("a", "a"), ("b", "a"))
+    assert metrics.posterior(predictions, ["a", "b"]) == {}
+    assert set(metrics.structured(predictions, tmp_path / "none.parquet", ["a", "b"])) == set(
+        metrics.classification(predictions, ["a", "b"])
+    )
+
+
+def test_classification_refuses_unknown_labels_and_no_samples():
+    with pytest.raises(ValueError, match="'c', which is not one of the task's"):
+        metrics.classification(table(("a", "c")), ["a", "b"])
+    with pytest.raises(ValueError, match="no predictions"):
+        metrics.classification(table(("a", "a")).iloc[:0], ["a"])
+
+
+def test_lenient_accuracy_adds_labels_found_in_longer_texts():
+    predictions = table(("a", "a"), ("a", None), ("b", None), ("b", "a"))
+    predictions["text"] = ["a", "it is a", "it is a", "b or a"]
+    task = SimpleNamespace(parse_leniently=lambda text: "a" if text == "it is a" else None)
+    assert metrics.lenient(predictions, task) == {"lenient_accuracy": 0.5}
+
+
+def test_compare_by_hand():
+    before = table(("a", "a"), ("a", None), ("b", "a"), ("b", "b"), ("b", None))
+    after = table(("a", "a"), ("a", "a"), ("b", "b"), ("b", "a"), ("b", "b"))
+    values = metrics.compare(before, after)
+    assert (values["gained"], values["lost"]) == (3, 1)
+    assert values["accuracy_gain"] == pytest.approx(0.4)
+    assert values["mcnemar_p"] == pytest.approx(2 * (1 + 4) / 2**4)  # 2 P(at most 1 of 4 by fair coins)
+    assert values == metrics.compare(before, after)
+    assert {type(value) for value in values.values()} == {int, float}
+
+
+def test_the_bootstrap_is_that_of_resampled_samples():
+    rng = np.random.default_rng(5)
+    n = 400
+    before = table(*[("a", "a" if right else "b") for right in rng.random(n) < 0.6])
+    after = table(*[("a", "a" if right else "b") for right in rng.random(n) < 0.7])
+    values = metrics.compare(before, after)
+    difference = (after["predicted"] == "a").astype(int).to_numpy() - (before["predicted"] == "a").astype(
+        int
+    ).to_numpy()
+    resampled = difference[rng.integers(0, n, (10_000, n))].mean(axis=1)
+    assert values["accuracy_gain"] == pytest.approx(difference.mean())
+    assert values["accuracy_gain_low"] == pytest.approx(np.quantile(resampled, 0.025), abs=0.005)
+    assert values["accuracy_gain_high"] == pytest.approx(np.quantile(resampled, 0.975), abs=0.005)
+
+
+def test_equal_predictions_gain_nothing():
+    same = table(("a", "a"), ("b", None))
+    gain = {"accuracy_gain": 0, "accuracy_gain_low": 0, "accuracy_gain_high": 0, "mcnemar_p": 1, "gained": 0, "lost": 0}
+    assert metrics.compare(same, same) == gain
+
+
+def test_compare_refuses_other_samples():
+    rows = table(("a", "a"), ("b", "b"))
+    for other in (rows.iloc[::-1], rows.iloc[:1]):
+        with pytest.raises(ValueError, match=r"\A[^\n]*same ids in the same order\Z"):
+            metrics.compare(rows, other)
+
+
+def test_write(tmp_path):
+    path = tmp_path / "metrics" / "x.json"
+    metrics.write(path, {"samples": 1000, "accuracy": 2 / 3, "mcnemar_p": 1.23456789e-12, "seconds": 12345678.9})
+    assert path.read_text() == (
+        '{\n  "samples": 1000,\n  "accuracy": 0.666667,\n  "mcnemar_p": 1.23457e-12,\n  "seconds": 12345700.0\n}\n'
+    )
+    metrics.write(path, {"accuracy": 0.5})
+    assert json.loads(path.read_text()) == {"accuracy": 0.5}
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": 1}, [1], None, np.float32(1)])
+def test_write_refuses_what_is_not_flat_and_finite(tmp_path, value):
+    path = tmp_path / "x.json"
+    path.write_text("as it was")
+    with pytest.raises(ValueError, match=r"x\.json: accuracy: .* is not a finite number or a text"):
+        metrics.write(path, {"samples": 1, "accuracy": value})
+    assert path.read_text() == "as it was"

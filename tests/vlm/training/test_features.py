@@ -1,0 +1,103 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.architectures import ARCHITECTURES, build
+from vlm.config.events import Log, Progress
+from vlm.config.models import ModelConfig
+from vlm.config.params import ImageParams
+from vlm.config.task import Task
+from vlm.data import dataset
+from vlm.evaluation import batching
+from vlm.models import loading
+from vlm.training import features
+
+SIZES = [(100, 60), (64, 120), (60, 60), (100, 60), (300, 90)]
+ROWS = [4, 0, 2]
+KEPT = {"lfm2_vl", "gemma3"}  # whose models go on with the last hidden state of a tower that gets all pixels
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    rng = np.random.default_rng(0)
+
+    def png(size):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    path = tmp_path_factory.mktemp("data") / "train.parquet"
+    dataset.write(path, (dataset.Row(f"train-{i}", png(size), "cat") for i, size in enumerate(SIZES)))
+    return str(path)
+
+
+@pytest.fixture
+def question():
+    prompt = {"system": None, "user": "Which? {labels}"}
+    return Task(name="t", source={"folder": "photos"}, labels=["cat", "dog"], prompt=prompt)
+
+
+@pytest.fixture
+def prepared(split, question, tmp_path):
+    def prepare(name, budget=1.0, directory=tmp_path / "features", at_once=2):
+        config = ModelConfig(name=name, id=str(build(name, tmp_path / name)), dtype="float32")
+        loaded, processor = loading.load(config, ImageParams())
+        load = batching.Loader(split, processor, question)
+        with torch.inference_mode():
+            before = loaded(**load(ROWS)).logits
+        events = []
+        kept = features.precompute(
+            loaded, processor, question, [split], directory, at_once, budget, lambda event: events.append(event)
+        )
+        return loaded, load, before, kept, events
+
+    return prepare
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_model_sees_the_same(prepared, split, name):
+    """With the tower's outputs kept, or, where they cannot be, as it was before."""
+    loaded, load, before, kept, events = prepared(name)
+    assert (kept is not None) == (name in KEPT)
+    with torch.inference_mode():
+        inputs = load(ROWS) if kept is None else kept[split](ROWS)
+        assert torch.allclose(loaded(**inputs).logits, before, atol=1e-4)
+    if kept is None:
+        assert [type(event) for event in events] == [Log]
+    else:
+        assert [event.done for event in events if isinstance(event, Progress)] == [2, 4, 5]
+        plain = load(ROWS)
+        assert set(plain) == set(inputs)
+        for key in set(plain) - {"pixel_values"}:
+            assert torch.equal(plain[key], inputs[key]), key
+
+
+def test_more_than_the_budget_is_not_kept(prepared):
+    loaded, load, before, kept, events = prepared("lfm2_vl", budget=1e-6)
+    assert kept is None
+    assert "more than finetune.cache_image_features" in events[-1].text
+    with torch.inference_mode():
+        assert torch.equal(loaded(**load(ROWS)).logits, before)
+
+
+def test_the_same_again(prepared, split, tmp_path):
+    """The features of a training that was interrupted do not differ, to the last bit, and are not computed twice."""
+    computed = [Progress(done, 5, "picture encoded") for done in (2, 4, 5)]
+    _, _, _, one, events = prepared("lfm2_vl")
+    assert events == computed
+    kept = one[split].tiles.clone()
+    _, _, _, again, events = prepared("lfm2_vl")
+    assert torch.equal(kept, again[split].tiles)
+    assert events == []
+    *_, events = prepared("lfm2_vl", at_once=3)
+    assert [event.done for event in events] == [3, 5]
+    _, _, _, again, events = prepared("lfm2_vl")
+    assert torch.equal(kept, again[split].tiles)
+    assert events == computed
+    (tmp_path / "features" / "complete with 2 at once").unlink()  # killed in the middle
+    _, _, _, again, events = prepared("lfm2_vl")
+    assert torch.equal(kept, again[split].tiles)
+    assert events == computed

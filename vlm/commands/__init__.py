@@ -1,0 +1,1 @@
+"""Programs for people: `python -m vlm COMMAND`. No stage imports them."""

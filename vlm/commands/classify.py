@@ -1,0 +1,131 @@
+"""`python -m vlm classify photo.jpg --adapter models/adapter`: labels and their probabilities for your own pictures."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.config.errors import InputError
+from vlm.config.events import Emit, Event, Log
+from vlm.config.models import load_model
+from vlm.config.params import Params, load_params
+from vlm.config.task import load_task
+from vlm.models import loading, memory
+from vlm.sources import pictures
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A file's labels with their probabilities, the most probable first; or why it could not be read."""
+
+    file: Path
+    labels: list[tuple[str, float]]
+    error: str | None = None
+
+
+def classify(
+    files: list[Path], params: Params, adapter: str | None = None, emit: Emit = lambda event: None
+) -> Iterator[Classification]:
+    """One for every file, in order, in batches of evaluation.batch_size, or smaller ones if memory wants them.
+
+    Raises InputError for a wrong model, and if not even one picture fits into the device's memory.
+    """
+    import torch
+
+    from vlm.evaluation.posterior import Posterior
+
+    loaded, processor = loading.load(params.model, params.image, adapter)
+    posterior, task = Posterior(loaded, processor, params.task), params.task
+    # Pictures of all sizes are welcome: without padding where a shared prefix forbids it.
+    size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
+
+    def ask(images: "Sequence[Image.Image]") -> "torch.Tensor":
+        return posterior(loading.encode(processor, task, list(images)).to(loaded.device, loaded.dtype))
+
+    for start in range(0, len(files), size):
+        batch = [(file, _read(file)) for file in files[start : start + size]]
+        images = [image for _, image in batch if not isinstance(image, str)]
+        probabilities = iter(())
+        if images:
+            probabilities = chain.from_iterable(memory.in_parts(ask, images, emit))
+        for file, image in batch:
+            if isinstance(image, str):
+                yield Classification(file, [], image)
+                continue
+            p, order = torch.sort(next(probabilities), descending=True, stable=True)
+            labels = [task.labels[label] for label in order.tolist()]
+            yield Classification(file, list(zip(labels, p.tolist(), strict=True)))
+
+
+def _read(file: Path) -> "Image.Image | str":
+    """The picture, or why there is none."""
+    try:
+        return pictures.upright(file.read_bytes())
+    except pictures.Unreadable as error:
+        return str(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def find(paths: list[Path]) -> list[Path]:
+    """The files among `paths`, and the pictures, by their suffix, in the folders among them and below."""
+    from PIL import Image
+
+    suffixes = Image.registered_extensions()
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
+        if not inside:
+            raise InputError(f"{path}: has no pictures in it")
+        files += inside
+    return files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    parser.add_argument("--model", metavar="NAME", help="configs/models/NAME.yaml (default: params.yaml's)")
+    parser.add_argument("--task", metavar="NAME", help="configs/tasks/NAME.yaml (default: params.yaml's)")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a fine-tuned model's, models/adapter (default: none)")
+    parser.add_argument(
+        "--top", type=int, default=3, metavar="N", help="how many labels to show of each picture (default: 3)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
+
+
+def main(asked: argparse.Namespace) -> int:
+    if asked.top < 1:
+        raise InputError(f"--top: {asked.top} should be at least 1")
+    params = load_params()
+    chosen = {"model": load_model(asked.model)} if asked.model else {}
+    chosen |= {"task": load_task(asked.task)} if asked.task else {}
+    files = find(asked.paths)
+    failed = 0
+
+    def say(event: Event) -> None:
+        if isinstance(event, Log):
+            print(event.text, file=sys.stderr)
+
+    for found in classify(files, params.model_copy(update=chosen), asked.adapter, say):
+        if found.error is not None:
+            failed += 1
+            print(f"error: {found.file}: {found.error}", file=sys.stderr)
+            continue
+        top = found.labels[: asked.top]
+        if asked.json:
+            labels = [{"label": label, "probability": float(f"{p:.6g}")} for label, p in top]
+            print(json.dumps({"file": str(found.file), "labels": labels}, ensure_ascii=False), flush=True)
+        else:
+            shown = ", ".join(f"{label} {p:.1%}" for label, p in top)
+            print(f"{found.file}: {shown}", flush=True)
+    return 1 if failed else 0

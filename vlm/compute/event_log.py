@@ -1,0 +1,95 @@
+"""A job's events on their way to whoever watches: an append-only file, and entries to send."""
+
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from vlm.config.events import Event, Log, Progress, Scalars
+
+
+class EventLog:
+    """Writes a job's events into a file and sends them, from a thread of its own, to whoever watches.
+
+    Every event has a number that no other event of the shard has. Scalars that an earlier attempt has written are left
+    out. Of progress, what comes within a second of the last is, but for the last of its count: a shard's is not full.
+    """
+
+    def __init__(self, path: Path, shard: int, attempt: int, send: Callable[[list[dict]], None]) -> None:
+        earlier = read_events(path.read_bytes()) if path.exists() else []
+        # Torn lines of a killed attempt are gone after this.
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in earlier), encoding="utf-8")
+        self.done = max((entry["done"] for entry in earlier if entry["type"] == "Progress"), default=0)
+        self._seen = {(e["step"], name) for e in earlier if e["type"] == "Scalars" for name in e["values"]}
+        self._attempt = attempt
+        self._shard = shard
+        self._number = 0
+        self._shown = 0.0
+        self._held: Progress | None = None
+        self._file = path.open("a", encoding="utf-8")
+        self._send = send
+        self._waiting: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._forward, daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.done = max(self.done, event.done)
+            if self._held and (self._held.total, self._held.unit) != (event.total, event.unit):
+                self._write(self._held)
+            self._held = None
+            now = time.monotonic()
+            if 0 < event.done < event.total and now - self._shown < 1.0:
+                self._held = event
+                return
+            self._shown = now
+        elif isinstance(event, Scalars):
+            event = Scalars(event.step, {n: v for n, v in event.values.items() if (event.step, n) not in self._seen})
+            self._seen.update((event.step, name) for name in event.values)
+            if not event.values:
+                return
+        self._write(event)
+
+    def _write(self, event: Event) -> None:
+        entry = {"shard": self._shard, "attempt": self._attempt, "number": self._number}
+        entry |= {"type": type(event).__name__, **asdict(event)}
+        self._number += 1
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        self._waiting.put(entry)
+
+    def close(self) -> None:
+        if self._held:
+            self._write(self._held)
+        self._file.close()
+        self._waiting.put(None)
+        self._thread.join(timeout=10)
+
+    def _forward(self) -> None:
+        ended = False
+        while not ended:
+            entries = [self._waiting.get()]
+            with suppress(queue.Empty):
+                while len(entries) < 100:
+                    entries.append(self._waiting.get_nowait())
+            ended = entries[-1] is None
+            try:
+                self._send([entry for entry in entries if entry is not None])
+            except Exception as error:  # nobody has to watch; the file has it all
+                print(f"events were not sent: {error!r}", file=sys.stderr)
+
+
+def read_events(content: bytes) -> list[dict]:
+    """The entries of a record; a line that was torn by a crash counts as not written."""
+    complete, _, _ = content.rpartition(b"\n")
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def event_of(entry: dict) -> Event:
+    kind = {"Progress": Progress, "Scalars": Scalars, "Log": Log}[entry["type"]]
+    return kind(**{name: entry[name] for name in kind.__dataclass_fields__})

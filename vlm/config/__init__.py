@@ -1,0 +1,7 @@
+"""What a run is asked for, validated once: params.yaml, tasks, models, pins, the Hub; and how a run reports."""
+
+from vlm.config.models import ModelConfig, load_model
+from vlm.config.params import Params, load_params
+from vlm.config.task import Task, load_task
+
+__all__ = ["ModelConfig", "Params", "Task", "load_model", "load_params", "load_task"]

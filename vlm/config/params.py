@@ -1,0 +1,121 @@
+"""params.yaml, together with the files of the chosen task and model, as one validated, frozen object."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vlm.config import gpus
+from vlm.config.errors import InputError
+from vlm.config.models import ModelConfig, Pattern, load_model
+from vlm.config.task import Task, load_task
+from vlm.config.yaml_files import Frozen, read_mapping, validate
+
+Compute = Literal["auto", "local", "modal"]
+
+
+class PrepareParams(Frozen):
+    train: int | None = Field(default=None, gt=0)
+    validation: int | None = Field(default=None, gt=0)
+    test: int | None = Field(default=None, gt=0)
+
+
+class ImageParams(Frozen):
+    max_tokens: int | None = Field(default=None, gt=0)
+    splitting: bool | None = None
+
+
+class EvaluationParams(Frozen):
+    batch_size: int = Field(gt=0)
+    max_new_tokens: int = Field(gt=0)
+
+
+class StructuredEvalParams(Frozen):
+    engine: Literal["posterior", "outlines"]
+    outlines_samples: int = Field(ge=0)
+    calibrate: bool
+
+
+class LoraParams(Frozen):
+    modules: Pattern = Field(min_length=1)
+    r: int = Field(gt=0)
+    alpha: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    rslora: bool
+    dora: bool
+    bias: Literal["none", "all", "lora_only"]
+
+
+class LearningRateScale(Frozen):
+    """Factors of the learning rate, by part of the model; 0 freezes a part's adapter."""
+
+    language: float = Field(ge=0)
+    projector: float = Field(ge=0)
+    vision: float = Field(ge=0)
+
+
+class FinetuneParams(Frozen):
+    epochs: float = Field(gt=0)
+    learning_rate: float | None = Field(gt=0)
+    lr_scale: LearningRateScale
+    batch_size: int = Field(gt=0)
+    micro_batch: int | None = Field(gt=0)
+    eval_steps: int = Field(gt=0)
+    eval_samples: int = Field(gt=0)
+    select_by: Literal["accuracy", "eval_loss"]
+    patience: int | None = Field(gt=0)
+    balance: Literal["none", "sqrt", "uniform"]
+    augment: Literal["none", "light", "strong"]
+    cache_image_features: float = Field(ge=0)
+    track_with: list[Literal["dvclive", "wandb"]]
+    lora: LoraParams
+
+
+class FinalEvalParams(Frozen):
+    adapter: Literal["best", "last"]
+
+
+class ModalParams(Frozen):
+    gpu: str | None
+    containers: int = Field(gt=0)
+    max_dollars: float | None = Field(gt=0)
+    timeout: float = Field(gt=0, le=24)  # hours
+    region: str | None
+
+
+class Params(Frozen):
+    model: ModelConfig
+    task: Task
+    seed: int = Field(ge=0, lt=2**32)
+    compute: Compute
+    modal: ModalParams
+    prepare: PrepareParams
+    image: ImageParams
+    evaluation: EvaluationParams
+    structured_eval: StructuredEvalParams
+    finetune: FinetuneParams
+    final_eval: FinalEvalParams
+
+
+def load_params(path: str = "params.yaml") -> Params:
+    """Reads params.yaml and the two files that it names. Raises InputError for the first thing that is wrong."""
+    values = read_mapping(path)
+    values["model"] = load_model(_name(values, "model", path))
+    values["task"] = load_task(_name(values, "task", path))
+    params = validate(Params, values, path)
+    gpus.gpu_of(params.model, params.modal, several=True)  # also where nothing runs on Modal: a typing error is one
+    finetune = params.finetune
+    if finetune.micro_batch and finetune.batch_size % finetune.micro_batch:
+        raise InputError(
+            f"{path}: finetune.micro_batch: {finetune.micro_batch} does not divide finetune.batch_size, "
+            f"{finetune.batch_size}"
+        )
+    return params
+
+
+def _name(values: dict[str, Any], key: str, path: str) -> str:
+    if key not in values:
+        raise InputError(f"{path}: {key}: is missing; add it")
+    name = values[key]
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: {key}: {name!r} should be the name of a file in configs/{key}s, without .yaml")
+    return name

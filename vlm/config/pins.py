@@ -1,0 +1,117 @@
+"""What inputs are pinned to: compares folders with their pins, and finds the commit that a revision stands for."""
+
+import hashlib
+import os
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+from vlm.config import hub
+from vlm.config.errors import InputError
+from vlm.config.models import ModelConfig
+from vlm.config.params import Params
+from vlm.config.task import Task
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def resolved(params: Params) -> Params:
+    """The parameters with the model's commit for its revision: what a job is made of. Raises InputError."""
+    return params.model_copy(update={"model": resolved_model(params.model)})
+
+
+def resolved_model(model: ModelConfig) -> ModelConfig:
+    """The model with the commit that its revision stands for; warns, once, where it is not pinned. Raises InputError.
+
+    A folder is as it is; `verify_model` compares it with its pin.
+    """
+    file = file_of("models", model.name)
+    if model.folder is not None:
+        return model
+    if _HASH.fullmatch(model.revision or ""):
+        raise InputError(
+            f"{file}: id: {model.id!r} is no folder here, and revision is a folder's hash; "
+            "`git checkout` or `dvc pull` brings the folder back"
+        )
+    found = hub.commit(model.id, model.revision, "model", f"{file}: id")
+    if found.since is not None:
+        _warn_moving(file, "revision", model.revision, found)
+    return model.model_copy(update={"revision": found.sha})
+
+
+def verify_model(model: ModelConfig) -> None:
+    """Compares a model's folder with its pin; warns, once, where there is none. Raises InputError for a change."""
+    if model.folder is not None:
+        _verify_folder(model.folder, model.revision, file_of("models", model.name), "revision")
+
+
+def verify_source(task: Task) -> str | None:
+    """The commit of a task's data set; None for a folder, which is compared with its pin.
+
+    Warns, once, where there is no pin. Raises InputError for a folder that has changed.
+    """
+    file, source = file_of("tasks", task.name), task.source
+    if source.folder is not None:
+        _verify_folder(Path(source.folder), source.sha256, file, "source.sha256")
+    if source.hub is None:
+        return None
+    found = hub.commit(source.hub, source.revision, "dataset", f"{file}: source.hub")
+    if found.since is not None:
+        _warn_moving(file, "source.revision", source.revision, found)
+    return found.sha
+
+
+def folder_hash(folder: Path) -> str:
+    """`sha256:` and the hash of the names and contents of a folder's visible files, the same on every machine."""
+    digest = hashlib.sha256()
+    for name in visible_files(folder):
+        with (folder / name).open("rb") as file:
+            digest.update(f"{name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def visible_files(folder: Path) -> list[str]:
+    """The files in a folder and its subfolders, sorted, relative to it with `/`; none that is hidden (`.name`)."""
+    names = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+def file_of(kind: str, name: str) -> Path:
+    return Path("configs", kind, f"{name}.yaml")
+
+
+def _verify_folder(folder: Path, pinned: str | None, file: Path, key: str) -> None:
+    if pinned is None:
+        _warn_unpinned(file, key)
+        return
+    found = folder_hash(folder)
+    if found != pinned:
+        raise InputError(
+            f"{file}: {key}: {folder} has changed: expected {pinned}, found {found}; "
+            f"run `{command_of(file)}` if the change is meant"
+        )
+
+
+@cache
+def _warn_moving(file: Path, key: str, revision: str | None, found: hub.Commit) -> None:
+    print(
+        f"warning: {file}: {key}: not pinned; all stages here use {found.sha}, which {revision or 'its newest commit'} "
+        f"was on {found.since}; `{command_of(file)}` pins the one of today",
+        file=sys.stderr,
+    )
+
+
+@cache
+def _warn_unpinned(file: Path, key: str) -> None:
+    print(
+        f"warning: {file}: {key}: not pinned, so results may change with what it names; `{command_of(file)}` pins it",
+        file=sys.stderr,
+    )
+
+
+def command_of(file: Path) -> str:
+    return f"python -m vlm pin --{file.parent.name.removesuffix('s')} {file.stem}"

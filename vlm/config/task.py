@@ -1,0 +1,201 @@
+"""A classification task: the one place that knows its labels, its prompt and the form of an answer."""
+
+import json
+import re
+from collections import Counter
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from vlm.config.yaml_files import Frozen, named_file, validate
+
+
+class Badges(Frozen):
+    """Badges rendered here (vlm/badges.py): `icons` maps each label to an icon."""
+
+    severity: float = Field(ge=0, le=1)
+    icons: dict[str, str]
+
+
+class Expected(Frozen):
+    """Rows of a data set's splits, null = not checked, and the `revision` at which they were counted.
+
+    They are checked where that is the source's revision: what has changed without its revision is no longer the data
+    set that the file speaks of. `python -m vlm pin` writes them with the revision.
+    """
+
+    revision: str | None = None
+    train: int | None = Field(default=None, gt=0)
+    test: int | None = Field(default=None, gt=0)
+
+
+class Source(Frozen):
+    """Where pictures come from: exactly one of badges, hub and folder."""
+
+    badges: Badges | None = None
+    # A data set of the Hugging Face Hub: its id, the commit, and the names of its splits. Without a test split, and
+    # always for validation, rows are held out of train.
+    hub: str | None = None
+    revision: str | None = None
+    train: str = "train"
+    test: str | None = None
+    expect: Expected | None = None
+    # A folder of your own: folder/LABEL/*.jpg, or a metadata file (CSV or JSONL, relative to the folder) that names
+    # a picture and its label in the columns of `columns`. `sha256` is written by `python -m vlm pin`.
+    folder: str | None = None
+    metadata: str | None = None
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        kinds = [kind for kind in ("badges", "hub", "folder") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"names {' and '.join(kinds) or 'no kind'}; give exactly one of badges, hub, folder")
+        own = {"hub": {"revision", "train", "test", "expect"}, "folder": {"metadata", "sha256"}}.get(kinds[0], set())
+        stray = [key for key in sorted(self.model_fields_set - own - {kinds[0]}) if getattr(self, key) is not None]
+        if stray:
+            raise ValueError(f"{stray[0]} does nothing beside {kinds[0]}; remove it")
+        if self.hub is not None and self.test == self.train:
+            raise ValueError(f"test: {self.test!r} is train too; null holds test out of train")
+        return self
+
+
+class Columns(Frozen):
+    image: str = "image"
+    label: str | list[str] = "label"  # of several columns the values are joined by spaces
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.label] if isinstance(self.label, str) else self.label
+
+
+class Prompt(Frozen):
+    """`{labels}` in either text stands for the labels, one a line."""
+
+    system: str | None = None
+    user: str
+    # Where the picture stands in the question. With `last`, all before it is the same for every picture, and structured
+    # evaluation runs it once.
+    image: Literal["first", "last"] = "first"
+
+
+class Task(Frozen):
+    """What is asked about a picture, and what the answers are.
+
+    Everything that needs a prompt or an answer (training targets, constrained decoding, parsing) takes it from here.
+    """
+
+    name: str
+    source: Source
+    columns: Columns = Columns()
+    # What the data calls a class -> its label here; without it the data's own names (or numbers) are the labels.
+    classes: dict[str, str] | None = None
+    labels: tuple[str, ...] = Field(min_length=1, strict=False)
+    aliases: dict[str, list[str]] = Field(default={})
+    prompt: Prompt
+    flip: bool = False  # whether a mirrored picture is still of its label: not where there is writing
+    # How the model is to give a label: {"pred_class": "LABEL"}, or the bare LABEL, which is fewer tokens.
+    answer_form: Literal["json", "label"] = Field(default="json", alias="answer")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Task":
+        twice = [label for label, count in Counter(self.labels).items() if count > 1]
+        if twice:
+            raise ValueError(f"labels: {twice[0]!r} stands there twice; every label may stand there once")
+        untidy = [label for label in self.labels if label != label.strip() or not label]
+        if untidy:
+            raise ValueError(f"labels: {untidy[0]!r} is empty or has white space around it; strip it")
+        for label in self.aliases:
+            if label not in self.labels:
+                raise ValueError(f"aliases: {label!r} is not one of the labels")
+        names = Counter(
+            plain for label in self.labels for plain in {_plain(name) for name in (label, *self.aliases.get(label, []))}
+        )
+        for label, aliases in self.aliases.items():
+            for alias in aliases:
+                if names[_plain(alias)] > 1:
+                    raise ValueError(f"aliases.{label}: {alias!r} also means another label; an alias must mean one")
+        for key, mapping in (("classes", self.classes), ("source.badges.icons", self._icons)):
+            if mapping is None:
+                continue
+            mapped = set(mapping.values() if key == "classes" else mapping)
+            missing = [label for label in self.labels if label not in mapped]
+            if missing:
+                raise ValueError(f"{key}: the label {missing[0]!r} is missing; every label needs an entry")
+            extra = sorted(mapped - set(self.labels))
+            if extra:
+                raise ValueError(f"{key}: {extra[0]!r} is not one of the labels")
+        return self
+
+    @property
+    def _icons(self) -> dict[str, str] | None:
+        return self.source.badges.icons if self.source.badges else None
+
+    def conversation(self, image: Any = None) -> list[dict]:
+        """The chat up to the model's turn: system prompt (plain text, as every template takes it), picture, question.
+
+        `image` may be None: chat templates only need to know that a picture stands there.
+        """
+        labels = "\n".join(self.labels)
+        picture = {"type": "image"} if image is None else {"type": "image", "image": image}
+        question = self.prompt.user.replace("{labels}", labels)
+        parts = [picture, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": parts if self.prompt.image == "first" else parts[::-1]}]
+        if self.prompt.system is not None:
+            messages.insert(0, {"role": "system", "content": self.prompt.system.replace("{labels}", labels)})
+        return messages
+
+    def answer(self, label: str) -> str:
+        """The text of the model's turn that gives `label`."""
+        if self.answer_form == "label":
+            return label
+        return json.dumps({"pred_class": label}, ensure_ascii=False)
+
+    def parse(self, text: str) -> str | None:
+        """The label that a text is, bar white space, quotes and a full stop, or whose answer JSON it is; else None."""
+        bare = text.strip().strip("\"'").removesuffix(".").strip().strip("\"'")
+        for candidate in (text.strip(), bare):  # a label may itself end with a full stop
+            if candidate in self._label_set:
+                return candidate
+        try:
+            label = json.loads(text)["pred_class"]
+        except (ValueError, TypeError, KeyError):
+            return None
+        return label if isinstance(label, str) and label in self._label_set else None
+
+    def parse_leniently(self, text: str) -> str | None:
+        """The one label that a text mentions, by name or alias, as words, whatever case and punctuation; else None.
+
+        A name inside a longer one that is mentioned ("Land" in "Land Rover") does not count beside it.
+        """
+        text = f" {_plain(text)} "
+        found: set[str] = set()
+        for name, labels in self._names:  # longest first
+            if f" {name} " in text:
+                found |= labels
+                text = text.replace(f" {name} ", " | ")
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def _label_set(self) -> frozenset[str]:
+        return frozenset(self.labels)
+
+    @cached_property
+    def _names(self) -> list[tuple[str, set[str]]]:
+        names: dict[str, set[str]] = {}  # labels that differ only in punctuation ("C" and "C++") share a plain name
+        for label in self.labels:
+            for name in (label, *self.aliases.get(label, [])):
+                names.setdefault(_plain(name), set()).add(label)
+        names.pop("", None)
+        return sorted(names.items(), key=lambda pair: -len(pair[0]))
+
+
+def load_task(name: str) -> Task:
+    """Reads configs/tasks/<name>.yaml. Raises InputError."""
+    return validate(Task, *named_file(name, "tasks"))
+
+
+def _plain(text: str) -> str:
+    """Lower case, words separated by single spaces, no punctuation."""
+    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())

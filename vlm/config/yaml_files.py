@@ -1,0 +1,100 @@
+"""Reading the YAML files that people edit, and saying in one line what is wrong in them."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from vlm.config.errors import InputError
+
+
+class Frozen(BaseModel):
+    """Configuration read from YAML: immutable, and a key that nothing reads is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+T = TypeVar("T", bound=Frozen)
+
+# pydantic describes these errors in Python's terms; these are YAML's.
+_EXPECTED = {
+    "model_type": "should be a mapping of keys to values",
+    "dict_type": "should be a mapping of keys to values",
+    "tuple_type": "should be a list",
+    "list_type": "should be a list",
+    "too_short": "should have at least one entry",
+    "string_type": "should be text; put it in quotes",
+    "string_too_short": "should not be empty",
+    "bool_type": "should be true or false",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "finite_number": "should be a finite number",
+}
+
+
+def read_yaml(path: str | Path) -> Any:
+    """YAML 1.2, read as DVC reads it (`no` is a string, 5e-4 a number). Raises InputError."""
+    try:
+        return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: should be text in UTF-8") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise InputError(f"{path}: {where}{getattr(error, 'problem', None) or 'is not YAML'}") from None
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping. Raises InputError."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: should be a mapping of keys to values")
+    return values
+
+
+def named_file(name: str, kind: str) -> tuple[dict[str, Any], str]:
+    """The values of configs/<kind>/<name>.yaml with its name added as `name`, and its path. Raises InputError."""
+    path = Path("configs", kind, f"{name}.yaml")
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise InputError(f"params.yaml: {kind[:-1]}: {name!r} has no file {path}; there are {known}")
+    values = read_mapping(path)
+    if "name" in values:
+        raise InputError(f"{path}: name: there is no such key; the file's own name is the name")
+    return {**values, "name": name}, str(path)
+
+
+def validate(kind: type[T], values: dict[str, Any], path: str) -> T:
+    """`values`, read from `path`, as a `kind`. Raises InputError for the first thing that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first(error, kind)}") from None
+
+
+def _first(error: ValidationError, kind: type[Frozen]) -> str:
+    """The first error that pydantic found, as `key: value, what would be right`."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "missing":
+        return f"{key}: is missing; add it"
+    if first["type"] == "extra_forbidden":
+        return f"{key}: there is no such key; the keys here are {', '.join(_keys(kind, first['loc'][:-1]))}"
+    message = _EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, ").removeprefix("Input "))
+    if first["type"] == "value_error" and isinstance(first["input"], dict):
+        return f"{key}: {message}" if key else message  # the error is about several keys of a block
+    value = first["input"]
+    shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # null and true, as in YAML
+    return f"{key}: {shown} {message}"
+
+
+def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the block at `location`."""
+    for part in location:
+        annotation = kind.model_fields[part].annotation
+        kind = next(choice for choice in (annotation, *get_args(annotation)) if hasattr(choice, "model_fields"))
+    return [field.alias or key for key, field in kind.model_fields.items() if key != "name"]

@@ -1,0 +1,103 @@
+"""The data sets' files, data/{train,validation,test}.parquet: how they are written and read.
+
+A row is an id (string), an image (struct of bytes and path: `datasets` and the Hub's viewer know it as a picture) and a
+label (string). The images are upright 8-bit RGB, JPEG or PNG.
+"""
+
+import io
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from pathlib import Path
+from threading import Lock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from vlm.config.errors import InputError
+
+_ROW_GROUP = 16  # rows; few, for readers take single rows in an order of their own, and a group is read as a whole
+
+# `datasets` reads its features from the parquet file's metadata.
+_STRING = {"dtype": "string", "_type": "Value"}
+_FEATURES = {"id": _STRING, "image": {"_type": "Image"}, "label": _STRING}
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        "label": pa.string(),
+    },
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    id: str
+    image: bytes  # the picture's file
+    label: str
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Writes a split as its rows come. Equal rows give equal files, byte for byte."""
+    rows = iter(rows)
+    with pq.ParquetWriter(path, _SCHEMA, compression="none", use_dictionary=["label"]) as writer:
+        while group := list(islice(rows, _ROW_GROUP)):
+            table = [{"id": row.id, "image": {"bytes": row.image, "path": row.id}, "label": row.label} for row in group]
+            writer.write_table(pa.Table.from_pylist(table, schema=_SCHEMA))
+
+
+def count(path: str | Path) -> int:
+    """Rows of a split. Raises InputError if there is no such file."""
+    return _open(path).metadata.num_rows
+
+
+def ids_and_labels(path: str | Path) -> tuple[list[str], list[str]]:
+    """The ids and the labels of a split, in order. Raises InputError if there is no such file."""
+    table = _open(path).read(columns=["id", "label"])
+    return table.column("id").to_pylist(), table.column("label").to_pylist()
+
+
+def image_sizes(path: str | Path) -> Iterator[tuple[int, int]]:
+    """Every picture's (width, height) in pixels, in order, from its header. Raises InputError if there is no file."""
+    file = _open(path)
+    for batch in file.iter_batches(batch_size=_ROW_GROUP, columns=["image"]):
+        for image in batch.column("image").to_pylist():
+            yield Image.open(io.BytesIO(image["bytes"])).size
+
+
+class Reader:
+    """Rows of a split by their number, from 0. Holds one row group. Raises InputError if there is no such file.
+
+    Threads may share one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = _open(path)
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._starts = [0, *accumulate(sizes)]
+        self._group: tuple[int, list[dict]] = (-1, [])
+        self._lock = Lock()
+
+    def rows(self, numbers: Iterable[int]) -> list[Row]:
+        found = []
+        with self._lock:
+            for number in numbers:
+                group = bisect_right(self._starts, number) - 1
+                if self._group[0] != group:
+                    self._group = (group, self._file.read_row_group(group).to_pylist())
+                row = self._group[1][number - self._starts[group]]
+                found.append(Row(row["id"], row["image"]["bytes"], row["label"]))
+        return found
+
+
+def _open(path: str | Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `dvc repro prepare` or `dvc pull` brings it") from None
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: is no parquet file ({error}); `dvc repro -f prepare` writes it anew") from None

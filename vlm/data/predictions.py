@@ -1,0 +1,45 @@
+"""predictions/<name>.parquet: a model's answers to a split, one row a sample, in the split's order.
+
+Columns: id, label (the truth), text (what the model wrote), predicted (a label, or null when the text is none) and
+probabilities (a list over the task's labels, or null where the decoding gives none). There are no times in it, so equal
+results are equal files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.config.errors import InputError
+from vlm.config.task import Task
+from vlm.data import dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write(
+    path: Path, task: Task, data: str, texts: Sequence[str], probabilities: Sequence[Sequence[float] | None]
+) -> None:
+    """Writes the answers to all samples of the split `data`; `texts` and `probabilities` are in its order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids, labels = dataset.ids_and_labels(data)
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "label": pa.array(labels, pa.string()),
+        "text": pa.array(texts, pa.string()),
+        "predicted": pa.array([task.parse(text) for text in texts], pa.string()),
+        "probabilities": pa.array(probabilities, pa.list_(pa.float64())),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def read(name: str) -> "pd.DataFrame":
+    """predictions/<name>.parquet. Raises InputError if there is no such file."""
+    import pandas as pd
+
+    path = Path("predictions", f"{name}.parquet")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; `dvc repro {name.removesuffix('_raw')}` or `dvc pull` brings it")
+    return pd.read_parquet(path)

@@ -1,0 +1,165 @@
+"""The evaluation job: a model's answers to every sample of a split, raw or structured or both."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from vlm.config.events import Emit, Progress
+from vlm.config.models import ModelConfig
+from vlm.config.params import ImageParams, Params
+from vlm.config.task import Task
+from vlm.data import dataset, json_files, predictions
+from vlm.evaluation import temperature
+from vlm.evaluation.record import Record
+from vlm.models import runtime
+
+TEST = "data/test.parquet"
+VALIDATION = "data/validation.parquet"
+
+Engine = Literal["posterior", "outlines"]
+
+# The records of finished batches in a job's folder: raw and structured answers, validation's and Outlines' answers
+_RAW, _STRUCTURED = "raw.jsonl", "structured.jsonl"
+_CALIBRATION, _OUTLINES = "calibration.jsonl", "outlines.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Asks `task`'s question about every sample of `data`, freely (raw), restricted to the labels, or both ways.
+
+    Writes, for each of the two that is asked for, raw.parquet or structured.parquet (see vlm/data/predictions.py) and
+    raw.json or structured.json with what the predictions do not tell: image_tokens (the mean of the samples');
+    outlines_agreement, the fraction of the first `outlines_samples` samples for which Outlines' greedy answer is the
+    most probable label; temperature, fitted on the split `calibrate_on`. The last two need the engine posterior.
+    Also writes runtime.json.
+    """
+
+    task: Task
+    model: ModelConfig
+    image: ImageParams
+    batch_size: int
+    data: str
+    raw_tokens: int | None = None  # raw answers have at most so many tokens; None: no raw answers
+    engine: Engine | None = None  # of structured answers; None: no structured answers
+    outlines_samples: int = 0
+    calibrate_on: str | None = None
+    adapter: str | None = None
+
+    DATA_PARALLEL: ClassVar = False
+    # What a stage takes out of the job's folder; the rest is unfinished work.
+    RESULTS: ClassVar = ("raw.parquet", "raw.json", "structured.parquet", "structured.json", "runtime.json")
+    # The packages of vlm that decide the result.
+    PACKAGES: ClassVar = ("evaluation", "models", "data", "config")
+
+    @classmethod
+    def of(
+        cls, params: Params, raw: bool = False, structured: bool = False, adapter: str | None = None
+    ) -> "Evaluation":
+        """Answers to the test split, as params.yaml's evaluation and structured_eval say."""
+        knobs = params.structured_eval
+        posterior = structured and knobs.engine == "posterior"
+        return cls(
+            task=params.task,
+            model=params.model,
+            image=params.image,
+            batch_size=params.evaluation.batch_size,
+            data=TEST,
+            raw_tokens=params.evaluation.max_new_tokens if raw else None,
+            engine=knobs.engine if structured else None,
+            outlines_samples=knobs.outlines_samples if posterior else 0,
+            calibrate_on=VALIDATION if posterior and knobs.calibrate else None,
+            adapter=adapter,
+        )
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files and folders that the job reads."""
+        return [self.data, *(path for path in (self.calibrate_on, self.adapter) if path)]
+
+    def run(self, directory: Path, emit: Emit) -> None:
+        """Runs, or goes on with what an earlier run left in `directory`: finished batches are not repeated."""
+        self.answer(directory, emit)
+        self.merge([directory], directory)
+
+    def answer(self, directory: Path, emit: Emit, shard: tuple[int, int] = (0, 1)) -> None:
+        """Records the answers to the batches of shard (i, of n), every n-th of the plan, in `directory`."""
+        from vlm.evaluation import decoding
+        from vlm.evaluation.posterior import Posterior
+        from vlm.evaluation.runner import BatchRunner
+        from vlm.models import loading
+
+        total = dataset.count(self.data)
+        emit(Progress(0, total, self._unit(_RAW if self.raw_tokens else _STRUCTURED)))
+        model, processor = loading.load(self.model, self.image, self.adapter)
+        runner = BatchRunner(model, processor, self.task, self.batch_size, emit, shard)
+        took: dict[str, tuple[int, float]] = {}  # record -> samples answered by this run, seconds
+
+        def run(name: str, data: str, decode: decoding.Decoder, **how: Any) -> None:
+            record = Record(directory / name)
+            before, started = record.samples, time.perf_counter()
+            runner.run(data, decode, record, self._unit(name), **how)
+            took[name] = record.samples - before, time.perf_counter() - started
+
+        if self.raw_tokens:
+            run(_RAW, self.data, decoding.raw(model, processor, self.raw_tokens))
+        if self.engine == "outlines":
+            run(_STRUCTURED, self.data, decoding.outlines(model, processor, self.task))
+        if self.engine == "posterior":
+            posterior = Posterior(model, processor, self.task)
+            decode, equal = decoding.most_probable(posterior, self.task), posterior.wants_equal_lengths
+            run(_STRUCTURED, self.data, decode, equal_lengths=equal)
+            if self.calibrate_on:
+                run(_CALIBRATION, self.calibrate_on, decode, equal_lengths=equal)
+            if self.outlines_samples:
+                rows = range(min(self.outlines_samples, total))
+                run(_OUTLINES, self.data, decoding.outlines(model, processor, self.task), rows=rows)
+        measured = {name: took[name] for name in (_RAW, _STRUCTURED) if name in took}
+        samples, seconds = (sum(values) for values in zip(*measured.values(), strict=True))
+        of_each = {f"{name.removesuffix('.jsonl')}_seconds": round(s, 2) for name, (_, s) in measured.items()}
+        runtime.write(
+            directory / "runtime.json", runtime.measured(samples, seconds) | (of_each if len(of_each) > 1 else {})
+        )
+
+    def merge(self, shards: Sequence[Path], directory: Path) -> None:
+        """Makes the results, in `directory`, of what `answer` has recorded in the folders of all shards."""
+        split_batches = 0
+        for name in (_RAW, _STRUCTURED):
+            if not (self.raw_tokens if name == _RAW else self.engine):
+                continue
+            record = Record(*(shard / name for shard in shards))
+            split_batches += record.split_batches
+            kind = name.removesuffix(".jsonl")
+            texts, probabilities = record.texts(), record.probabilities()
+            predictions.write(directory / f"{kind}.parquet", self.task, self.data, texts, probabilities)
+            values = {"image_tokens": record.image_tokens / record.samples}
+            if name == _STRUCTURED:
+                values |= self._agreement(texts, shards) | self._temperature(shards)
+            json_files.write(directory / f"{kind}.json", values)
+        measured = [json.loads((shard / "runtime.json").read_text(encoding="utf-8")) for shard in shards]
+        # Batches that did not fit into memory; on another device it may be other ones.
+        runtime.write(directory / "runtime.json", runtime.merged(measured) | {"split_batches": split_batches})
+
+    def _agreement(self, texts: Sequence[str], shards: Sequence[Path]) -> dict[str, float]:
+        if not self.outlines_samples:
+            return {}
+        greedy = Record(*(shard / _OUTLINES for shard in shards)).texts()
+        same = [self.task.parse(one) == self.task.parse(other) for one, other in zip(greedy, texts, strict=False)]
+        return {"outlines_agreement": sum(same) / len(same)}
+
+    def _temperature(self, shards: Sequence[Path]) -> dict[str, float]:
+        if not self.calibrate_on:
+            return {}
+        _, labels = dataset.ids_and_labels(self.calibrate_on)
+        truth = [self.task.labels.index(label) for label in labels]
+        record = Record(*(shard / _CALIBRATION for shard in shards))
+        return {"temperature": temperature.fit(record.probabilities(), truth)}
+
+    def _unit(self, name: str) -> str:
+        """What the progress bar counts; final_eval goes through the test split twice and should say which is which."""
+        both = self.raw_tokens and self.engine
+        names = {_CALIBRATION: "validation image", _OUTLINES: "image by Outlines"}
+        names |= {_RAW: "raw answer", _STRUCTURED: "structured answer"} if both else {}
+        return names.get(name, "image")

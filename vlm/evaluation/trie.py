@@ -1,0 +1,82 @@
+"""The tokens of a task's answers, and the trie that they form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlm.config.errors import InputError
+from vlm.config.task import Task
+from vlm.models import chat
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+def turn_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
+    """The tokens of the model's whole turn that gives each label, in the order of the labels: what training supervises.
+
+    The turn's text is what the chat template adds to the prompt, tokenised in one piece. It has an end-of-turn token.
+    """
+    tokenizer = processor.tokenizer
+    prompt = chat.messages(processor, task)
+    before = chat.prompt(processor, task)
+    tokens = []
+    for label in task.labels:
+        turn = {"role": "assistant", "content": [{"type": "text", "text": task.answer(label)}]}
+        whole = processor.apply_chat_template([*prompt, turn], tokenize=False)
+        ids = tokenizer(whole.removeprefix(before), add_special_tokens=False)["input_ids"]
+        tokens.append(ids if tokenizer.eos_token_id in ids else [*ids, tokenizer.eos_token_id])
+    return tokens
+
+
+def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
+    """The same up to and with the end-of-turn token. Raises InputError for labels that are equal in tokens."""
+    end = processor.tokenizer.eos_token_id
+    tokens = [ids[: ids.index(end) + 1] for ids in turn_tokens(processor, task)]
+    first_with = {}
+    for label, ids in zip(task.labels, tokens, strict=True):
+        other = first_with.setdefault(tuple(ids), label)
+        if other != label:
+            raise InputError(
+                f"configs/tasks/{task.name}.yaml: labels: {other!r} and {label!r} are the same tokens to this model, "
+                "whose tokenizer does not know their characters; rename one"
+            )
+    return tokens
+
+
+@dataclass(frozen=True)
+class Trie:
+    """Token sequences that share beginnings, none of which is the beginning of another.
+
+    `forced` is what all share. `nodes` are the branching nodes, each as its path after `forced`, root first; an edge
+    leads from a node to one of its children: edges[e] is (index of the node, token). `edges_of[i]` are the edges on
+    the way to sequence i. `paths` are the longest ways that visit all nodes but the root: a forward of one gives the
+    logits of every node on it.
+    """
+
+    forced: tuple[int, ...]
+    nodes: tuple[tuple[int, ...], ...]
+    edges: tuple[tuple[int, int], ...]
+    edges_of: tuple[tuple[int, ...], ...]
+    paths: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Trie":
+        shared = 0
+        while len(sequences) > 1 and len({sequence[shared] for sequence in sequences}) == 1:
+            shared += 1
+        children: dict[tuple[int, ...], dict[int, None]] = {}
+        tails = [tuple(sequence[shared:]) for sequence in sequences]
+        for tail in tails:
+            for depth, token in enumerate(tail):
+                children.setdefault(tail[:depth], {})[token] = None
+        nodes = sorted((path for path, tokens in children.items() if len(tokens) > 1), key=lambda path: len(path))
+        edges = [(node, token) for node, path in enumerate(nodes) for token in children[path]]
+        index = {(nodes[node], token): edge for edge, (node, token) in enumerate(edges)}
+        edges_of = [
+            tuple(index[step] for step in ((tail[:d], tail[d]) for d in range(len(tail))) if step in index)
+            for tail in tails
+        ]
+        inner = {path[:depth] for path in nodes for depth in range(len(path))}
+        paths = [path for path in nodes if path and path not in inner]
+        return cls(tuple(sequences[0][:shared]), tuple(nodes), tuple(edges), tuple(edges_of), tuple(paths))

@@ -1,0 +1,1 @@
+"""Predictions -> metrics, tables and pictures. Cheap: nothing here needs a model."""

@@ -1,0 +1,133 @@
+"""Contact sheets: PNGs of samples, and of the samples that a model got wrong."""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vlm.measuring.pictures import DARK, DPI, RED, put_text, rasterised, save
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+T = TypeVar("T")
+
+_MISTAKES = 48  # pictures in mistakes.png
+
+# A contact sheet, in pixels
+_COLUMNS = 8
+_BOX = 112  # what a picture fits into
+_CELL = 130  # from one picture to the next
+_MARGIN = _CELL - _BOX
+_LINE = 16  # of text
+_TITLE = 40
+
+
+def samples(path: str | Path, data: str | Path, labels: Sequence[str], count: int = 64) -> None:
+    """A contact sheet of up to `count` samples of a split, spread over the labels, in the order of `labels`."""
+    import pyarrow.parquet as pq
+
+    of_label: dict[str, list[str]] = {label: [] for label in labels}
+    table = pq.read_table(data, columns=["id", "label"])
+    for id_, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
+        of_label[label].append(id_)
+    shown = _spread([label for label in labels if of_label[label]], count)
+    # One of each label, then a second one, and so on.
+    rounds = sorted((nth, i) for i, label in enumerate(shown) for nth in range(len(of_label[label])))
+    chosen = [(shown[i], of_label[shown[i]][nth]) for i, nth in sorted((i, nth) for nth, i in rounds[:count])]
+    files = _read_pictures(data, {id_ for _, id_ in chosen})
+    title = f"{Path(data).stem}: {len(chosen):,} of {len(table):,} samples, {len(shown)} of {len(labels)} labels"
+    _draw_sheet(path, title, [_Tile(files[id_], ((label, DARK),)) for label, id_ in chosen])
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A picture file and the lines under it, each a text and its colour."""
+
+    picture: bytes
+    lines: tuple[tuple[str, str], ...]
+
+
+def mistakes(path: Path, predictions: "pd.DataFrame", labels: Sequence[str], data: str | Path) -> None:
+    """A contact sheet of up to 48 wrong answers, in the order of `labels`: the picture, the truth, the answer."""
+    place = {label: number for number, label in enumerate(labels)}
+    wrong = predictions[predictions["label"] != predictions["predicted"]].assign(
+        place=lambda table: table["label"].map(place)
+    )
+    wrong = wrong.sort_values(["place", "id"])
+    chosen = _spread(list(wrong[["id", "label", "predicted", "text"]].itertuples(index=False)), _MISTAKES)
+    files = _read_pictures(data, {row.id for row in chosen})
+
+    def said(row: Any) -> str:
+        if isinstance(row.predicted, str):
+            return f"said: {row.predicted}"
+        return f"“{row.text}”" if row.text.strip() else "(nothing)"
+
+    tiles = [_Tile(files[row.id], ((f"true: {row.label}", DARK), (said(row), RED))) for row in chosen]
+    title = f"{path.parent.name}: {len(wrong):,} of {len(predictions):,} samples wrong"
+    if 0 < len(chosen) < len(wrong):
+        title += f", {len(chosen)} shown"
+    _draw_sheet(path, title, tiles)
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, evenly spaced from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def _read_pictures(data: str | Path, ids: Iterable[str]) -> dict[str, bytes]:
+    """The picture files of the samples `ids` by id. Holds those and a few row groups of the rest."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    wanted, found = pa.array(list(ids), pa.string()), {}
+    with pq.ParquetFile(data, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=64, columns=["id", "image"]):
+            rows = batch.filter(pc.is_in(batch["id"], wanted)).to_pylist()
+            found |= {row["id"]: row["image"]["bytes"] for row in rows}
+    return found
+
+
+def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
+    """Tiles in rows of eight under a title."""
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    cell_height = _BOX + _LINE * max((len(tile.lines) for tile in tiles), default=0) + 14
+    width, height = _COLUMNS * _CELL + _MARGIN, _TITLE + -(-len(tiles) // _COLUMNS) * cell_height
+    sheet = Image.new("RGB", (width, height), "white")
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    put_text(figure, title, _MARGIN, _TITLE // 2, width - 2 * _MARGIN, ha="left", fontsize=10, color=DARK)
+    for i, tile in enumerate(tiles):
+        x, y = _MARGIN + i % _COLUMNS * _CELL, _TITLE + i // _COLUMNS * cell_height
+        picture = _fitted(tile.picture)
+        sheet.paste("#f3f3f3", (x, y, x + _BOX, y + _BOX))
+        sheet.paste(picture, (x + (_BOX - picture.width) // 2, y + (_BOX - picture.height) // 2))
+        for j, (text, colour) in enumerate(tile.lines):
+            centre = x + _BOX // 2, y + _BOX + 10 + j * _LINE
+            put_text(figure, text, *centre, _CELL - 6, ha="center", fontsize=8, color=colour)
+    figure.figimage(np.asarray(sheet))
+    drawn = rasterised(figure)
+    # A palette is a third of the size. What is nearly white in it is white, or the page would be a little grey.
+    palette = drawn.quantize(256, Image.Quantize.MEDIANCUT)
+    colours = np.reshape(palette.getpalette(), (-1, 3))
+    colours[colours.min(axis=1) > 245] = 255
+    palette.putpalette(colours.ravel().tolist())
+    save(drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG), path)
+
+
+def _fitted(picture: bytes) -> "Image.Image":
+    """A picture file as RGB, as large as the box allows."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture))
+    image.draft("RGB", (2 * _BOX, 2 * _BOX))  # lets the JPEG decoder skip detail that is scaled away
+    scale = _BOX / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

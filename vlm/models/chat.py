@@ -1,0 +1,50 @@
+"""A task's question as a model's chat template writes it, whatever the template's habits."""
+
+from typing import TYPE_CHECKING
+
+from vlm.config.errors import InputError
+from vlm.config.task import Task
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+def prompt(processor: "ProcessorMixin", task: Task) -> str:
+    """The text up to the model's turn, with a placeholder for the picture. Raises InputError, see `messages`."""
+    return _render(processor, messages(processor, task))
+
+
+def messages(processor: "ProcessorMixin", task: Task) -> list[dict]:
+    """The task's conversation in a form of which the template leaves nothing out.
+
+    Templates differ in how they take a system prompt: LFM2.5-VL's wants plain text, SmolVLM's a list of parts (it drops
+    plain text, and says nothing), others refuse the role, and then it stands before the question. The first that is
+    written out is taken. Raises InputError for a template that is missing or writes none of them out.
+    """
+    import jinja2
+
+    plain = task.conversation()
+    system = task.prompt.system and plain[0]["content"]
+    forms = [plain]
+    if system:
+        as_parts = {"role": "system", "content": [{"type": "text", "text": system}]}
+        in_question = {"role": "user", "content": [{"type": "text", "text": f"{system}\n\n"}, *plain[1]["content"]]}
+        forms += [[as_parts, plain[1]], [in_question]]
+    question = next(part["text"] for part in plain[-1]["content"] if part["type"] == "text")
+    for form in forms:
+        try:
+            written = _render(processor, form)
+        except jinja2.TemplateError:  # what a template raises for a role that it does not know
+            continue
+        if question.strip() in written and (system or "").strip() in written:
+            return form
+    raise InputError(
+        f"configs/tasks/{task.name}.yaml: prompt: the model's chat template writes no such question; is it a template "
+        "for text and pictures?"
+    )
+
+
+def _render(processor: "ProcessorMixin", conversation: list[dict]) -> str:
+    if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
+        raise InputError("params.yaml: model: has no chat template; only models tuned for conversations do")
+    return processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)

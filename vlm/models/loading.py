@@ -1,0 +1,174 @@
+"""Loads a model with its processor and, if given, an adapter."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.config import hub, pins
+from vlm.config.errors import InputError
+from vlm.config.models import ModelConfig
+from vlm.config.params import ImageParams
+from vlm.config.task import Task
+from vlm.models import chat
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+
+def load(
+    config: ModelConfig, image: ImageParams, adapter: str | None = None, merged: bool = True
+) -> tuple["PreTrainedModel", "ProcessorMixin"]:
+    """The model in evaluation mode on this machine's GPU, if it has one, else its CPU; and the processor, left-padding.
+
+    An adapter is merged into the weights, which is faster, unless `merged` is false: then the model is PEFT's.
+
+    Raises InputError for a pinned model that has changed, one that cannot be loaded or needs more than this GPU's
+    memory, and for an adapter that is none or another model's.
+    """
+    config = pins.resolved_model(config)
+    if adapter is not None:
+        _verify_adapter(adapter, config)
+    quiet_libraries()
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    _require_memory(config)
+    processor = load_processor(config, image)
+    with _one_line(config):
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.id,
+            revision=hub_revision(config),
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+        model = model.merge_and_unload() if merged else model
+    return model.to(device()).eval(), processor
+
+
+def _verify_adapter(adapter: str, config: ModelConfig) -> None:
+    file = Path(adapter, "adapter_config.json")
+    if not file.exists():
+        raise InputError(f"{adapter}: is no adapter, it has no {file.name}; `dvc repro finetune` makes one")
+    base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if base != config.id:
+        raise InputError(f"{file}: base_model_name_or_path: {base!r} is not the model {config.name}, {config.id!r}")
+
+
+def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
+    """The model's processor with params.yaml's `image` applied. Raises InputError for a knob that it does not have."""
+    quiet_libraries()
+    from transformers import AutoProcessor
+
+    config = pins.resolved_model(config)
+    pins.verify_model(config)
+    require_files(config)
+    with _one_line(config):
+        processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config), local_files_only=True)
+    processor.tokenizer.padding_side = "left"
+    # It would be saved with an adapter, where it would keep others from loading the tokenizer.
+    processor.tokenizer.init_kwargs.pop("local_files_only", None)
+    wanted = {"max_image_tokens": image.max_tokens, "do_image_splitting": image.splitting}
+    for attribute, value in wanted.items():
+        if value is None:
+            continue
+        if not hasattr(processor.image_processor, attribute):
+            key = "max_tokens" if attribute == "max_image_tokens" else "splitting"
+            raise InputError(f"params.yaml: image.{key}: {config.id} has no such setting; null leaves it alone")
+        setattr(processor.image_processor, attribute, value)
+    smallest = getattr(processor.image_processor, "min_image_tokens", None)
+    if image.max_tokens is not None and smallest is not None and smallest >= image.max_tokens:
+        # Equal bounds break for pictures that are not square.
+        processor.image_processor.min_image_tokens = image.max_tokens // 2
+    return processor
+
+
+def _require_memory(config: ModelConfig) -> None:
+    import torch
+
+    if config.memory_gib is None or not torch.cuda.is_available():
+        return
+    there = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if there < config.memory_gib:
+        raise InputError(
+            f"configs/models/{config.name}.yaml: memory_gib: {config.memory_gib:g} is the estimate, and "
+            f"{torch.cuda.get_device_name()} has {there:.0f}; a larger GPU or a smaller model would do"
+        )
+
+
+def require_files(config: ModelConfig) -> None:
+    """Downloads what is not yet in the cache: configuration, tokenizer, processor and weights as safetensors, no code.
+
+    Before transformers looks for them, for it neither waits for a Hub that is busy nor tries a torn connection again.
+    """
+    key = f"configs/models/{config.name}.yaml: id"
+    folder = config.folder
+    if folder is None:
+        wanted = ["*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors"]
+        folder = hub.download(config.id, hub_revision(config), wanted, "model", key)
+    if not (folder / "config.json").exists():
+        raise InputError(f"{key}: {config.id!r} holds no model: it has no config.json")
+    if not list(folder.glob("model*.safetensors")):
+        raise InputError(
+            f"{key}: {config.id!r} has no weights as safetensors (model.safetensors); other formats can run code when "
+            "they are loaded, and are not"
+        )
+
+
+@contextmanager
+def _one_line(config: ModelConfig) -> Iterator[None]:
+    """Turns what the libraries raise for a repository that they cannot use into one line."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"configs/models/{config.name}.yaml: id: {config.id!r} cannot be loaded as a model for text and pictures: "
+            f"{reason}"
+        ) from error
+
+
+def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]") -> "BatchFeature":
+    """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU."""
+    prompt = chat.prompt(processor, task)
+    return processor(
+        images=[[image] for image in images],
+        text=[prompt] * len(images),
+        padding=True,
+        add_special_tokens=False,  # the chat template has written them
+        return_tensors="pt",
+    )
+
+
+def hub_revision(config: ModelConfig) -> str | None:
+    """The Hub commit to load; a folder has none. Raises InputError."""
+    return None if config.folder else pins.resolved_model(config).revision
+
+
+def device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet_libraries() -> None:
+    """Keeps the Hugging Face libraries from printing what the user of a pipeline cannot act on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

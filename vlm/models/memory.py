@@ -1,0 +1,56 @@
+"""Running out of a device's memory: recognising it, and going on with smaller batches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vlm.config.errors import InputError
+from vlm.config.events import Emit, Log
+
+# What torch, cuBLAS, cuDNN and Triton say, in lower case; torch has an exception of its own for accelerators only.
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "allocate memory",
+    "cuda error: out of memory",
+    "triton error [cuda]: out of memory",
+    "alloc_failed",
+)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether this was raised because an accelerator or the machine has too little memory."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+
+
+def in_parts(compute: Callable[[Sequence], Any], items: Sequence, emit: Emit) -> list[Any]:
+    """[compute(items)], or, if that does not fit into memory, the results of both halves, and so on.
+
+    Raises InputError if not even one of `items`, the samples of a batch, fits.
+    """
+    try:
+        return [compute(items)]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not inside the except block: there the exception would keep the tensors alive that did not fit.
+    if len(items) == 1:
+        raise InputError(
+            "params.yaml: evaluation.batch_size: not even one sample at a time fits into this device's memory; "
+            "image.max_tokens makes samples smaller"
+        )
+    free_memory()
+    half = len(items) // 2
+    emit(Log(f"out of memory with {len(items)} samples; going on with {half} at a time"))
+    return [part for some in (items[:half], items[half:]) for part in in_parts(compute, some, emit)]
+
+
+def free_memory() -> None:
+    """Returns memory that is no longer used to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,50 @@
+"""What a job needed, and on what: numbers that differ between equal runs and are kept apart from the metrics."""
+
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+
+
+def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
+    """Samples handled by this run, its seconds and samples a second, this process's peak memory in GB, and the device.
+
+    Peak memory is the GPU's if there is one, else the process's resident set.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        peak, device = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+    else:
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        device = f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    return {
+        "samples": samples,
+        "seconds": round(seconds, 2),
+        "samples_per_second": _rate(samples, seconds),
+        "peak_memory_gb": round(peak / 1e9, 3),
+        "device": device,
+    }
+
+
+def merged(parts: list[dict]) -> dict[str, float | int | str]:
+    """Merges what containers that worked side by side have measured: the job took as long as the slowest."""
+    samples, seconds = sum(part["samples"] for part in parts), max(part["seconds"] for part in parts)
+    return parts[0] | {
+        "samples": samples,
+        "seconds": seconds,
+        "samples_per_second": _rate(samples, seconds),
+        "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
+    }
+
+
+def write(path: Path, values: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _rate(samples: int, seconds: float) -> float:
+    return round(samples / seconds, 2) if samples and seconds else 0.0

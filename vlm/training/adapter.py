@@ -1,0 +1,77 @@
+"""The adapter's folder: the weights as PEFT loads them, the processor, and a model card."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.models import loading
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+    from vlm.training.job import FineTuning
+
+
+def save(
+    job: "FineTuning", checkpoint: Path, directory: Path, processor: "ProcessorMixin", validation: dict[str, float]
+) -> None:
+    """Writes a checkpoint's adapter into `directory`; `validation` is its row of the table of checkpoints."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    shutil.copyfile(checkpoint / "adapter_model.safetensors", directory / "adapter_model.safetensors")
+    config = json.loads((checkpoint / "adapter_config.json").read_text())
+    config["revision"] = loading.hub_revision(job.model)  # without it PEFT would load the base at main
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    processor.save_pretrained(directory)
+    (directory / "README.md").write_text(_model_card(job, validation), encoding="utf-8")
+
+
+def _model_card(job: "FineTuning", validation: dict[str, float]) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    task, model = job.task, job.model
+    data = ModelCardData(
+        base_model=model.id,
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        tags=["lora", "image-classification", task.name],
+    )
+    knobs = json.dumps(job.finetune.model_dump(mode="json", exclude={"track_with"}), indent=2)
+    low, high = validation["accuracy_low"], validation["accuracy_high"]
+    text = f"""\
+---
+{data.to_yaml()}
+---
+
+# {model.id}, fine-tuned for {task.name}
+
+A LoRA adapter that answers one of {len(task.labels)} labels. Base model: `{model.id}`, revision `{model.revision or "not pinned"}`;
+its license holds for what is made with it.
+
+On validation, constrained to the labels: accuracy {validation["accuracy"]:.1%} ({low:.1%} to {high:.1%}, Wilson 95 %),
+loss {validation["eval_loss"]:.4f} nats a token, at step {validation["step"]}. The test split was not looked at.
+
+Training data: sha256 `{_sha256(job.train)}`. Seed {job.seed}. Parameters:
+
+```json
+{knobs}
+```
+
+Prompt:
+
+```
+{task.prompt.system or "(no system prompt)"}
+
+{task.prompt.user}
+```
+
+Labels: {", ".join(task.labels)}. An answer reads `{task.answer(task.labels[0])}`.
+"""  # noqa: E501
+    return str(ModelCard(text))
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""The checkpoints of a training: which of them are complete, and the table of what validation says of each."""
+
+import csv
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+COLUMNS = (
+    *("step", "epoch", "train_loss", "eval_loss", "accuracy", "accuracy_low", "accuracy_high", "log_loss"),
+    *("learning_rate", "best"),
+)
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The latest checkpoint that was written to its end."""
+    complete = [path for path in directory.glob("checkpoint-*") if _is_complete(path)]
+    return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether no file is missing or cut off: torch's files are zips, and safetensors files know their length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())  # the trainer writes it last
+        with safe_open(checkpoint / "adapter_model.safetensors", "pt"):
+            pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    # Each process writes its random state into a file of its own.
+    files = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    return len(files) > 2 and all(zipfile.is_zipfile(path) for path in files)
+
+
+def validation_passes(state: "TrainerState") -> list[dict[str, float]]:
+    """The validation passes in the trainer's log, a dict with COLUMNS as keys for each step.
+
+    After a resume the last one may be in the log twice.
+    """
+    passes, train_loss, rate = {}, math.nan, math.nan
+    for entry in state.log_history:
+        if "loss" in entry:
+            train_loss, rate = entry["loss"], entry["learning_rate"]
+        if "eval_loss" in entry:
+            found = {name: entry.get(f"eval_{name}") for name in COLUMNS}
+            found |= {"step": entry["step"], "epoch": round(entry["epoch"], 6), "eval_loss": entry["eval_loss"]}
+            found |= {"train_loss": train_loss, "learning_rate": rate}
+            passes[entry["step"]] = found | {"best": int(entry["step"] == state.best_global_step)}
+    return list(passes.values())
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Writes a CSV; the keys of the first row are the header."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,124 @@
+"""Which linear layers of a model LoRA is put on: its parts by name, patterns over module names, and what they match."""
+
+import re
+from collections.abc import Mapping
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from vlm.config.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+PARTS = ("language", "projector", "vision")
+# Words in a module's dotted name that tell the parts of vision-language models apart; all else is the language model.
+_PROJECTOR = re.compile(r"projector|connector|merger|resampler")
+_VISION = re.compile(r"vision|visual|image_tower|vit\b")
+
+
+def part(name: str) -> str:
+    """The part of a model that a module of this name belongs to: language, projector or vision."""
+    if _PROJECTOR.search(name):
+        return "projector"
+    return "vision" if _VISION.search(name) else "language"
+
+
+def derived_pattern(model: "PreTrainedModel", wanted: str) -> str | None:
+    """One anchored regular expression for a part's linear layers, the output layer left out; None if it has none."""
+    names = [name for name, _ in _linear_layers(model) if part(name) == wanted]
+    if not names:
+        return None
+    parents = zip(*(name.rpartition(".")[0].split(".") for name in names), strict=False)
+    prefix = [words[0] for words in takewhile(lambda words: len(set(words)) == 1, parents)]
+    last = sorted({name.rpartition(".")[2] for name in names})
+    between = r"\.(.*\.)?" if prefix else "(.*)"
+    pattern = f"{re.escape('.'.join(prefix))}{between}({'|'.join(map(re.escape, last))})"
+    matched = {name for name, _ in _linear_layers(model) if re.fullmatch(pattern, name)}
+    # Layers of one name in two parts (Qwen's merger is inside its vision tower) leave no short pattern.
+    return f"^{pattern}$" if matched == set(names) else f"^({'|'.join(map(re.escape, names))})$"
+
+
+def matched_modules(model: "PreTrainedModel", pattern: str, key: str) -> dict[str, "torch.nn.Linear"]:
+    """The linear layers that `pattern` matches as a whole name, by name; `key` is where the pattern stands.
+
+    Raises InputError if it matches none, or something else than a linear layer, or if one of the names that it lists
+    as alternatives, (q_proj|o_proj), is in no match: what it names would silently not be trained.
+    """
+    import torch
+
+    found = {name: module for name, module in model.named_modules() if re.fullmatch(pattern, name)}
+    if not found:
+        raise InputError(
+            f"{key}: {pattern!r} matches no module of the model, which has {_examples(model)}; "
+            f"or name parts, joined by +: {', '.join(PARTS)}"
+        )
+    for name, module in found.items():
+        if not isinstance(module, torch.nn.Linear):
+            raise InputError(
+                f"{key}: {pattern!r} matches {name}, a {type(module).__name__}; only linear layers will do"
+            )
+    for word, with_word, without in _alternatives(pattern):
+        if not any(re.fullmatch(with_word, name) and not re.fullmatch(without, name) for name in found):
+            raise InputError(
+                f"{key}: no linear layer of the model matches {word!r} of {pattern!r}; take it out, "
+                f"or name what is there, for example {_examples(model)}"
+            )
+    return found
+
+
+def table(modules: "dict[str, torch.nn.Linear]", adapted: "PeftModel") -> list[dict[str, str | int]]:
+    """A row for each matched module: its part, its size and how many of its parameters PEFT trains."""
+    trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
+    return [
+        {
+            "module": name,
+            "part": part(name),
+            "in_features": layer.in_features,
+            "out_features": layer.out_features,
+            "trainable_parameters": sum(n for of, n in trained.items() if of.startswith(f"base_model.model.{name}.")),
+        }
+        for name, layer in modules.items()
+    ]
+
+
+def _linear_layers(model: "PreTrainedModel") -> list[tuple[str, "torch.nn.Linear"]]:
+    import torch
+
+    head = model.get_output_embeddings()
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+
+
+def _examples(model: "PreTrainedModel") -> str:
+    names = [name for name, _ in _linear_layers(model)]
+    shown = {part(name): name for name in reversed(names)}
+    return ", ".join(shown.values())
+
+
+def _alternatives(pattern: str) -> list[tuple[str, str, str]]:
+    """Every word in a group of words, (a|b), with the pattern in which it is the group, and that without the group."""
+    found = []
+    for group in re.finditer(r"\((?:\?:)?(\w+(?:\|\w+)+)\)", pattern):
+        before, after = pattern[: group.start()], pattern[group.end() :]
+        found += [(word, f"{before}({word}){after}", f"{before}(?!){after}") for word in group[1].split("|")]
+    return found
+
+
+def pattern_for(model: "PreTrainedModel", wanted: str, known: Mapping[str, str], key: str) -> str:
+    """The pattern of a preset ("language+projector"), from `known` patterns of its parts or else the module tree.
+
+    What is no preset is a pattern itself. Raises InputError for a part that the model does not have.
+    """
+    parts = wanted.split("+")
+    if not set(parts) <= set(PARTS):
+        return wanted
+    patterns = []
+    for name in parts:
+        pattern = known.get(name) or derived_pattern(model, name)
+        if pattern is None:
+            raise InputError(f"{key}: {wanted!r}: the model has no linear layers in its {name}; leave that part out")
+        patterns.append(pattern)
+    if len(patterns) == 1:
+        return patterns[0]
+    return f"^({'|'.join(pattern.removeprefix('^').removesuffix('$') for pattern in patterns)})$"

@@ -1,0 +1,80 @@
+"""A training's progress and scalars as events, for whoever started it."""
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlm.config.errors import InputError
+from vlm.config.events import Emit, Event, Progress, Scalars
+
+# The trainer's name of a number -> DVCLive's. Times and speeds differ between equal runs and are left out.
+_SCALARS = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "eval_loss": "eval/loss",
+    "eval_accuracy": "eval/accuracy",
+    "eval_log_loss": "eval/log_loss",
+}
+_DIVERGED = 20.0  # nats a token; a model that knows nothing of a 65k vocabulary has 11
+
+
+class Reporter(TrainerCallback):
+    """Turns the trainer's steps and logs into events, and stops at a loss that has diverged."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._emit(Progress(state.global_step, state.max_steps, "step"))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._emit(Progress(state.global_step, state.max_steps, "step"))
+        if state.global_step >= state.max_steps:
+            # The last step gets a validation pass and a checkpoint, whatever eval_steps is.
+            control.should_evaluate = control.should_save = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        loss = logs.get("loss", logs.get("eval_loss"))
+        if loss is not None and not (math.isfinite(loss) and loss < _DIVERGED):
+            raise InputError(
+                f"params.yaml: finetune.learning_rate: the loss is {loss} at step {state.global_step} with a "
+                f"learning rate of {args.learning_rate:g}: training diverged; try a smaller one"
+            )
+        emit_scalars({**logs, "step": state.global_step}, self._emit)
+
+
+def emit_scalars(entry: dict[str, float], emit: Emit) -> None:
+    """Emits the scalars of one entry of the trainer's log."""
+    values = {name: float(entry[logged]) for logged, name in _SCALARS.items() if logged in entry}
+    if values:
+        emit(Scalars(int(entry["step"]), values))
+
+
+def once(emit: Emit) -> Emit:
+    """`emit`, without the scalars of a step that were emitted before: what a resumed training replays or repeats."""
+    seen: set[tuple[int, str]] = set()
+
+    def forward(event: Event) -> None:
+        if isinstance(event, Scalars):
+            event = Scalars(event.step, {n: v for n, v in event.values.items() if (event.step, n) not in seen})
+            seen.update((event.step, name) for name in event.values)
+            if not event.values:
+                return
+        emit(event)
+
+    return forward
+
+
+def silent(event: Event) -> None:
+    """Emits nothing: for all processes but the first."""

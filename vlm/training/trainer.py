@@ -1,0 +1,240 @@
+"""TRL's trainer as this pipeline uses it. Imported by a running job only, because it imports torch and TRL."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from vlm.config.events import Emit
+from vlm.config.task import Task
+from vlm.data import dataset
+from vlm.evaluation.trie import turn_tokens
+from vlm.models import loading
+from vlm.training import fast_lora, lora
+from vlm.training.features import Features
+from vlm.training.reporting import Reporter
+from vlm.training.sampling import AugmentedRows, EpochSampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vlm.training.job import FineTuning
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer with logits for the answers only, a learning rate for each part, our sampler, and validation passes.
+
+    `build` sets the attributes `train_sampler`, `lr_scale` and `validate`.
+    """
+
+    train_sampler: EpochSampler
+    lr_scale: Any  # factors of the learning rate, by part of the model
+    validate: Callable[[], dict[str, float]]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The mean cross-entropy of the answers' tokens. Only their positions go through the output layer."""
+        target = inputs.pop("labels")[:, 1:]
+        answers = target != -100  # by position: whether the next token is supervised
+
+        def keep_answers(head: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            (hidden,) = args
+            return (hidden[:, :-1][answers],)
+
+        head = self.model.get_base_model().get_output_embeddings()
+        hook = head.register_forward_pre_hook(keep_answers)
+        try:
+            output = model(**inputs, use_cache=False)  # its logits: (supervised tokens, vocabulary)
+        finally:
+            hook.remove()
+        loss = torch.nn.functional.cross_entropy(output.logits.float(), target[answers], reduction="sum")
+        count = answers.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / count
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return (loss, output) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self.train_sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        part_of = {id(p): lora.part(name) for name, p in self.model.named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            for part in lora.PARTS:
+                chosen = [p for p in group["params"] if part_of[id(p)] == part]
+                if chosen:
+                    rate = group["lr"] * getattr(self.lr_scale, part)
+                    groups.append({**group, "params": chosen, "lr": rate})
+        optimizer.param_groups = groups
+        return optimizer
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self._found = {f"eval_{name}": value for name, value in self.validate().items()}
+        return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "eval_loss" in logs:
+            logs.update(self._found)  # in place: the best checkpoint is chosen by these
+        super().log(logs, start_time)
+
+
+class Collator:
+    """Rows -> a batch in which all prompts end, and all answers begin, at the same position: padded on both sides.
+
+    Prompts have the tokens that evaluation sees (vlm.models.loading.encode), answers those of vlm.evaluation.trie.
+    """
+
+    def __init__(self, processor: "ProcessorMixin", task: Task) -> None:
+        self._processor = processor
+        self._task = task
+        self._answers = dict(zip(task.labels, turn_tokens(processor, task), strict=True))
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        if "inputs" in rows[0]:
+            batch = rows[0]["collate"]([row["inputs"] for row in rows])
+        else:
+            batch = loading.encode(self._processor, self._task, [row["image"].convert("RGB") for row in rows])
+        answers = [torch.tensor(self._answers[row["label"]]) for row in rows]
+        padding = self._processor.tokenizer.pad_token_id
+        ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(answer) for answer in answers])
+        real = torch.arange(ids.shape[1]) < lengths[:, None]
+        prompts = batch["input_ids"]
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in batch:
+                batch[name] = torch.cat([batch[name], torch.zeros_like(ids)], dim=1)
+        batch["input_ids"] = torch.cat([prompts, ids], dim=1)
+        batch["attention_mask"] = torch.cat([batch["attention_mask"], real.to(batch["attention_mask"].dtype)], dim=1)
+        batch["labels"] = torch.cat([torch.full_like(prompts, -100), ids.masked_fill(~real, -100)], dim=1)
+        return dict(batch)
+
+
+class FeatureRows:
+    """A split's rows by item (see vlm.training.sampling), with kept image features in the place of pictures."""
+
+    def __init__(self, kept: Features, labels: Sequence[str]) -> None:
+        self.kept = kept
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, item: int) -> dict:
+        row = item % len(self)
+        return {"inputs": self.kept.row(row), "label": self._labels[row], "collate": self.kept.collate}
+
+
+def build(
+    job: "FineTuning",
+    model: "PreTrainedModel",
+    processor: "ProcessorMixin",
+    directory: Path,
+    emit: Emit,
+    pattern: str,
+    micro_batch: int,
+    kept: dict[str, Features] | None = None,
+) -> Trainer:
+    """A trainer that is ready to train, except for `validate`; the model gets its LoRA layers.
+
+    `directory` gets the checkpoints. `pattern` names the modules for LoRA; `micro_batch` samples go through a forward
+    of this process; `kept` are the splits' image features, if the model takes them in the place of pictures.
+    """
+    set_seed(job.seed)  # LoRA's first weights are drawn before the trainer sets the seed
+    params, scratch = job.finetune, directory.parent / "scratch"
+    callbacks = [Reporter(emit)]
+    if params.patience is not None:
+        callbacks.append(EarlyStoppingCallback(params.patience))
+    trainer = Trainer(
+        model=model,
+        args=_arguments(job, directory, micro_batch),
+        data_collator=Collator(processor, job.task),
+        train_dataset=_samples(job.train, scratch),
+        eval_dataset=_samples(job.validation, scratch),
+        processing_class=processor,
+        peft_config=LoraConfig(
+            r=params.lora.r,
+            lora_alpha=params.lora.alpha,
+            lora_dropout=params.lora.dropout,
+            target_modules=pattern,  # a string, because PEFT writes a list in an order that changes from run to run
+            use_rslora=params.lora.rslora,
+            use_dora=params.lora.dora,
+            bias=params.lora.bias,
+            task_type="CAUSAL_LM",
+        ),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    fast_lora.make_fast(trainer.model)
+    _, labels = dataset.ids_and_labels(job.train)
+    if kept:
+        trainer.train_dataset = FeatureRows(kept[job.train], labels)
+        trainer.eval_dataset = FeatureRows(kept[job.validation], dataset.ids_and_labels(job.validation)[1])
+    else:
+        trainer.train_dataset = AugmentedRows(trainer.train_dataset, params.augment, job.task.flip, job.seed)
+    trainer.train_sampler = EpochSampler(labels, params.balance, job.seed)
+    trainer.lr_scale = params.lr_scale
+    return trainer
+
+
+def processes() -> PartialState:
+    """Which of how many processes this one is, as accelerate knows it."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _arguments(job: "FineTuning", directory: Path, micro_batch: int) -> SFTConfig:
+    params, on_gpu = job.finetune, torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(directory),
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=micro_batch,
+        per_device_eval_batch_size=micro_batch,
+        gradient_accumulation_steps=params.batch_size // (micro_batch * processes().num_processes),
+        learning_rate=params.learning_rate or job.model.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,  # of all steps
+        seed=job.seed,
+        data_seed=job.seed,
+        bf16=job.model.dtype == "bfloat16",
+        fp16=job.model.dtype == "float16",
+        activation_checkpointing=False,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        # If the model computes on the CPU, workers would only take its cores.
+        dataloader_num_workers=min(8, os.cpu_count() or 1) if on_gpu else 0,
+        max_length=None,  # truncating a prompt would cut off image tokens
+        completion_only_loss=True,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=params.eval_steps,
+        save_strategy="steps",
+        save_steps=params.eval_steps,
+        save_total_limit=2,  # and the best
+        metric_for_best_model=params.select_by.removeprefix("eval_"),
+        greater_is_better=params.select_by == "accuracy",
+        load_best_model_at_end=False,
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _samples(data: str, directory: Path) -> Dataset:
+    """The split's pictures and labels, decoded on access; `directory` gets a copy of them."""
+    return Dataset.from_parquet(data, cache_dir=str(directory / "datasets"))

@@ -1,0 +1,73 @@
+"""A validation pass: the posterior's accuracy and log loss on a part of the validation split."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vlm.config.task import Task
+from vlm.data import dataset
+from vlm.evaluation import batching
+from vlm.evaluation.intervals import wilson
+from vlm.evaluation.posterior import Posterior
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from peft import PeftModel
+    from transformers import BatchFeature, ProcessorMixin
+
+
+def validation_rows(data: str, count: int, seed: int) -> list[int]:
+    """`count` rows of a split (all, if it has fewer), spread over the labels as evenly as possible."""
+    import numpy as np
+
+    _, labels = dataset.ids_and_labels(data)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    seen: dict[str, int] = {}
+    rank = {}
+    for row in order.tolist():
+        rank[row] = seen[labels[row]] = seen.get(labels[row], 0) + 1
+    return sorted(sorted(order.tolist(), key=lambda row: rank[row])[:count])
+
+
+def validate(
+    model: "PeftModel",
+    processor: "ProcessorMixin",
+    task: Task,
+    data: str,
+    rows: Sequence[int],
+    load: "Callable[[Sequence[int]], BatchFeature]",
+    at_once: int,
+    processes: "PartialState",
+) -> dict[str, float]:
+    """accuracy, its Wilson interval accuracy_low and accuracy_high, and log_loss (nats) on `rows` of the split `data`.
+
+    `load` gives the model's inputs for rows, `at_once` of which are known to fit into memory. Each of several processes
+    answers every n-th batch; all of them get the result.
+    """
+    import numpy as np
+    import torch
+
+    _, labels = dataset.ids_and_labels(data)
+    truth = np.array([task.labels.index(labels[row]) for row in rows])
+    lengths = batching.prompt_lengths(data, processor, task)
+    inner, training = model.get_base_model(), model.training
+    model.eval()
+    posterior = Posterior(inner, processor, task)
+    found = torch.zeros(len(rows), len(task.labels), dtype=torch.float64)
+    batches = batching.plan([lengths[row] for row in rows], at_once, posterior.wants_equal_lengths)
+    for batch in batches[processes.process_index :: processes.num_processes]:
+        inputs = load([rows[i] for i in batch]).to(inner.device, inner.dtype)
+        found[batch] = posterior(inputs).double()
+    if processes.num_processes > 1:
+        found = found.to(inner.device)
+        torch.distributed.all_reduce(found)
+    model.train(training)
+    probabilities = found.cpu().numpy()
+    right = int((probabilities.argmax(1) == truth).sum())
+    low, high = wilson(right, len(rows))
+    of_truth = np.maximum(probabilities[np.arange(len(rows)), truth], np.finfo(np.float64).tiny)
+    return {
+        "accuracy": right / len(rows),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "log_loss": float(-np.log(of_truth).mean()),
+    }
