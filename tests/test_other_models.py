@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.architectures import build
-from tests.test_pipeline import STAGES, Clone, make_clone
+from tests.test_pipeline import METRICS, Clone, make_clone
 
 SMALLEST = {
     "compute: auto": "compute: local",
@@ -50,10 +50,9 @@ def test_the_pipeline_runs_on(name, parts, clone):
     build(name, clone.folder / "models" / name)
     (clone.folder / "configs" / "models" / f"{name}.yaml").write_text(MODEL.format(name=name))
     clone.run("dvc", "exp", "run", "-S", f"model={name}", "-S", f"finetune.lora.modules={parts}")
-    metrics = {stage: json.loads((clone.folder / f"metrics/{stage}.json").read_text()) for stage in STAGES}
-    assert metrics["prepare"]["test_rows"] == 16
-    assert metrics["structured_eval"]["valid_rate"] == metrics["final_eval"]["valid_rate"] == 1
-    assert metrics["finetune"]["steps"] == 4
+    details = {name: json.loads((clone.folder / f"plots/{name}/details.json").read_text()) for name in METRICS}
+    assert details["prepare"]["test_rows"] == details["final_eval"]["samples"] == 16
+    assert details["finetune"]["steps"] == 4
     adapter = json.loads((clone.folder / "models/adapter/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == f"models/{name}"
     assert clone.repro() == []

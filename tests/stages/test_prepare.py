@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from vlm.data import dataset
 ROOT = Path(__file__).parents[2]
 WRITTEN = """
     data/test.parquet data/train.parquet data/validation.parquet metrics/prepare.json metrics/runtime/prepare.json
-    plots/prepare/class_distribution.csv plots/prepare/samples.png plots/prepare/skipped.csv
+    plots/prepare/details.json plots/prepare/skipped.csv
 """.split()
 
 
@@ -30,9 +31,9 @@ def work(tmp_path):
     return tmp_path
 
 
-def prepare(work: Path) -> subprocess.CompletedProcess:
+def prepare(work: Path, stage: str = "prepare") -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "stages.prepare"],
+        [sys.executable, "-m", f"stages.{stage}"],
         cwd=work,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -49,7 +50,7 @@ def written(work: Path) -> dict[str, bytes]:
 def test_the_stage_writes_its_files_and_twice_the_same(work):
     first = prepare(work)
     assert first.returncode == 0, first.stderr
-    assert first.stdout == ""
+    assert first.stdout == "prepare: 40 train, 6 validation, 20 test; 0 pictures left out\n"
     assert [line.split(" in ")[0] for line in first.stderr.splitlines() if " pictures in " in line] == [
         "40/40 train pictures",
         "6/6 validation pictures",
@@ -62,7 +63,8 @@ def test_the_stage_writes_its_files_and_twice_the_same(work):
     again = written(work)
     assert {name for name in files if files[name] != again[name]} <= {"metrics/runtime/prepare.json"}
 
-    metrics = json.loads(files["metrics/prepare.json"])
+    assert json.loads(files["metrics/prepare.json"]) == {"rows": 66, "left_out": 0}
+    metrics = json.loads(files["plots/prepare/details.json"])
     smallest, largest = metrics.pop("smallest_class"), metrics.pop("largest_class")
     assert 0 <= smallest <= 66 / 31 <= largest
     assert metrics == {
@@ -73,13 +75,21 @@ def test_the_stage_writes_its_files_and_twice_the_same(work):
     assert runtime["seconds"] > 0
     assert runtime["images_per_second"] == pytest.approx(66 / runtime["seconds"], rel=0.05)
 
-    with (work / "plots/prepare/class_distribution.csv").open(newline="") as file:
+    assert files["plots/prepare/skipped.csv"] == b"id,kind,reason\n"
+    assert dataset.count(work / "data/test.parquet") == 20
+
+
+def test_describe_draws_what_prepare_has_written(work):
+    assert prepare(work, "describe").stderr.startswith("error: data/train.parquet: no such file; `dvc repro prepare`")
+    prepare(work)
+    result = prepare(work, "describe")
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"describe: 31 labels, \d+ to \d+ pictures each; plots/describe/samples.png\n", result.stdout)
+    with (work / "plots/describe/class_distribution.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {tuple(sorted(row)) for row in rows} == {("count", "label", "split")}
     assert sum(int(row["count"]) for row in rows if row["split"] == "test") == 20
-    assert files["plots/prepare/skipped.csv"] == b"id,kind,reason\n"
-    assert Image.open(work / "plots/prepare/samples.png").width > 500
-    assert dataset.count(work / "data/test.parquet") == 20
+    assert Image.open(work / "plots/describe/samples.png").width > 500
 
 
 def test_wrong_input_is_one_line_and_exit_code_1(work):

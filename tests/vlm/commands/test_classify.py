@@ -12,7 +12,7 @@ from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.sources import badges
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ prompt:
 @pytest.fixture(autouse=True)
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pinned._warn_unpinned.cache_clear()
-    pinned._warn_moving.cache_clear()
+    pins._warn_unpinned.cache_clear()
+    pins._warn_moving.cache_clear()
     for folder in ("configs/models", "configs/tasks", "models/small", "pets/cat"):
         Path(folder).mkdir(parents=True)
     Path("configs/models/small.yaml").write_text(MODEL)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval"]
 
@@ -24,7 +24,7 @@ def run(folder, *command, code=0):
 
 def plan(folder):
     """The table's cells, by stage."""
-    lines = run(folder, sys.executable, "-m", "stages.plan").splitlines()
+    lines = run(folder, sys.executable, "-m", "vlm", "plan").splitlines()
     starts = [lines[0].index(word) for word in ("stage", "runs", "on", "samples", "time", "dollars", "estimated from")]
     cells = [[line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines[1:]]
     return {row[0]: row[1:] for row in cells}
@@ -57,6 +57,7 @@ def edit(folder, file, old, new):
 def test_a_plan_for_this_machine_has_times_of_what_ran_here(checkout):
     table = plan(checkout)
     assert list(table)[:5] == STAGES
+    assert table["measure@final_eval"][:2] == ["yes", ""]
     for stage in STAGES:
         runs, on, _, time, dollars, source = table[stage]
         assert runs == "yes"
@@ -70,7 +71,7 @@ def test_a_plan_for_this_machine_has_times_of_what_ran_here(checkout):
 
 def test_a_plan_for_modal_has_prices_and_times_of_the_same_model_and_gpu_from_history(checkout):
     edit(checkout, "dvc.lock", "model: tiny", "model: 450M")
-    for name in ("structured_eval", "final_eval_raw", "final_eval"):
+    for name in ("structured_eval", "final_eval"):
         runtime = {"samples": 300, "seconds": 100.0, "gpu": "L4", "gpu_seconds": 130.0}
         (checkout / f"metrics/runtime/{name}.json").write_text(json.dumps(runtime))
     run(checkout, "git", "commit", "-qam", "a run on Modal")
@@ -82,11 +83,11 @@ def test_a_plan_for_modal_has_prices_and_times_of_the_same_model_and_gpu_from_hi
     assert table["prepare"][1] == "this machine"
     # 600 samples instead of 300, and 30 s to start
     assert table["structured_eval"] == ["yes", "Modal, L4", "600", "0:03:50", "0.05", commit]
-    assert table["final_eval"] == ["yes", "Modal, L4", "600", "0:07:40", "0.10", commit]
+    assert table["final_eval"] == ["yes", "Modal, L4", "1200", "0:07:10", "0.10", commit]
     assert table["finetune"][3:] == ["?", "?", "no earlier run of 450M on L4"]
     edit(checkout, "params.yaml", "gpu: null ", "gpu: H100:2 ")
     table = plan(checkout)
     assert table["finetune"][1] == "Modal, H100:2"
     assert table["structured_eval"][1] == "Modal, H100"
     edit(checkout, "params.yaml", "gpu: H100:2 ", "gpu: H10 ")
-    assert "modal.gpu: 'H10' should be one of" in run(checkout, sys.executable, "-m", "stages.plan", code=1)
+    assert "modal.gpu: 'H10' should be one of" in run(checkout, sys.executable, "-m", "vlm", "plan", code=1)

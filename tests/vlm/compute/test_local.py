@@ -1,10 +1,12 @@
 import multiprocessing
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+import vlm
 from vlm import compute
 from vlm.compute import local
 from vlm.config.events import Scalars
@@ -20,6 +22,7 @@ class Counting:
     """A job that appends a line to a file in its folder, and fails while `broken` exists."""
 
     DATA_PARALLEL = False
+    PACKAGES = ("evaluation", "config")
     model: ModelConfig
     data: str
     broken: str = "broken"
@@ -75,6 +78,22 @@ def test_another_value_or_another_input_is_another_job(job):
     elsewhere = job.model.model_copy(update={"runs_on_cpu": False, "gpu": "H100"})
     assert local.key(replace(job, model=elsewhere)) == key
     Path("data").write_text("other data")
+    assert local.key(job) != key
+
+
+def test_a_job_changes_with_its_own_code_and_no_other(job, tmp_path, monkeypatch):
+    """Also where the package is a copy: DVC runs queued experiments in one."""
+    copy = tmp_path / "vlm"
+    shutil.copytree(Path(vlm.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    key = local.key(job)
+    monkeypatch.setattr(vlm, "__file__", str(copy / "__init__.py"))
+    assert local.key(job) == key
+    for package in ("measuring", "compute", "commands", "training"):
+        file = next((copy / package).glob("[a-z]*.py"))
+        file.write_text(file.read_text() + "# another colour\n")
+        assert local.key(job) == key
+    file = copy / "evaluation" / "posterior.py"
+    file.write_text(file.read_text() + "# another method\n")
     assert local.key(job) != key
 
 

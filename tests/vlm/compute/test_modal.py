@@ -1,4 +1,4 @@
-"""Modal: what is asked of it, and, against a stand-in which lives outside the repository, whole jobs on it."""
+"""Modal: what is asked of it, and whole jobs on it, against a stand-in (tests/standins)."""
 
 import ast
 import json
@@ -14,20 +14,14 @@ from pathlib import Path
 import pytest
 
 from vlm import compute
-from vlm.compute import prices, remote
-from vlm.config.errors import InputError
-from vlm.config.models import ModelConfig, load_model
+from vlm.compute.request import Request
+from vlm.config.models import ModelConfig
 from vlm.config.task import load_task
-from vlm.config.yaml_files import read_yaml
 from vlm.data import dataset
 from vlm.sources import badges
 
 ROOT = Path(__file__).parents[3]
-STANDIN = Path(os.environ.get("VLM_MODAL_STANDIN") or ROOT.parent / "shared" / "tools" / "fake_modal.py")
-needs_standin = pytest.mark.skipif(
-    not STANDIN.is_file(), reason=f"no stand-in for Modal at {STANDIN}; VLM_MODAL_STANDIN names it"
-)
-HUB_STANDIN = Path(os.environ.get("VLM_HUB_STANDIN") or STANDIN.with_name("fake_hub.py"))
+STANDINS = ROOT / "tests" / "standins"
 
 BIG = ModelConfig(name="3B", id="LiquidAI/LFM2-VL-3B", gpu="H100")
 
@@ -46,16 +40,16 @@ def test_auto_goes_to_modal_for_a_model_that_needs_a_gpu_where_there_is_none(mon
     assert compute.place(BIG, "auto") == "local"
 
 
-def request(**values) -> remote.Request:
+def request(**values) -> Request:
     standard = dict(
         key="k", kind="k", job="", inputs={}, from_hub=False, gpu="H100:4", dollars_per_second=0.004, containers=1,
         max_dollars=None, seconds=7200.0, region=None,
     )  # fmt: skip
-    return remote.Request(**(standard | values))
+    return Request(**(standard | values))
 
 
 def test_options():
-    from vlm.compute import modal
+    from vlm.compute import modal_app as modal
 
     assert modal.options(request()) == {"gpu": "H100:4", "timeout": 7500}
     assert modal.options(request(region="eu", seconds=86400.0)) == {"gpu": "H100:4", "timeout": 86400, "region": "eu"}
@@ -63,7 +57,7 @@ def test_options():
 
 
 def test_the_image_runs_a_python_that_the_project_allows():
-    from vlm.compute import modal
+    from vlm.compute import modal_app as modal
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={modal.PYTHON}"
@@ -71,27 +65,18 @@ def test_the_image_runs_a_python_that_the_project_allows():
 
 
 def test_objects_of_modal_do_not_depend_on_the_environment():
-    tree = ast.parse((ROOT / "vlm" / "compute" / "modal.py").read_text())
-    at_import = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "vlm" / "compute").glob("modal*.py")]
+    at_import = [node for tree in trees for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert not [n for node in at_import for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "environ"]
 
 
 def test_a_process_that_drives_modal_imports_neither_torch_nor_transformers(at_root):
-    stages = "baseline_eval, structured_eval, finetune, final_eval, plan"
-    code = f"import sys\nfrom stages import {stages}\nfrom vlm.compute import modal, tracking\nimport dvclive, huggingface_hub\n"
+    stages = "baseline_eval, structured_eval, finetune, final_eval"
+    code = f"import sys\nfrom stages import {stages}\nfrom vlm.commands import plan\n"
+    code += "from vlm.compute import modal, tracking\nimport dvclive, huggingface_hub\n"
     code += "print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_prices(at_root):
-    assert prices.dollars_per_second("H100", "k") == read_yaml("configs/gpus.yaml")["dollars_per_second"]["H100"]
-    assert prices.dollars_per_second("H100:4", "k") == 4 * prices.dollars_per_second("H100", "k")
-    for wrong in ("H10", "H100:", "H100:9", "H100:0", "h100", "H100:4:4"):
-        with pytest.raises(InputError, match=rf"params\.yaml: modal\.gpu: '{wrong}' should be one of T4, "):
-            prices.dollars_per_second(wrong, "params.yaml: modal.gpu")
-    for file in Path("configs/models").glob("*.yaml"):
-        assert prices.dollars_per_second(load_model(file.stem).gpu, "k") > 0
 
 
 JOB = """
@@ -112,7 +97,7 @@ def main():
     if kind == "finetune":
         job = FineTuning(params.task, params.model, params.image, params.finetune, 5, "data/train.parquet", "data/validation.parquet")
     else:
-        job = getattr(Evaluation, kind)(params)
+        job = Evaluation.of(params, raw=kind == "raw", structured=kind == "structured")
     with compute.run(job, where, modal, live=f"{out}-live" if kind == "finetune" else None) as result:
         for name in job.RESULTS:
             copy = shutil.copytree if (result / name).is_dir() else shutil.copyfile
@@ -188,7 +173,18 @@ class Place:
         command = [sys.executable, *(before or ["job.py"]), *arguments]
         if where == "modal":
             log = self.folder / "log.json"
-            command = [*outside, sys.executable, STANDIN, "--log", log, "--state", self.state, *options, "--", *command]
+            command = [
+                *outside,
+                sys.executable,
+                STANDINS / "fake_modal.py",
+                "--log",
+                log,
+                "--state",
+                self.state,
+                *options,
+                "--",
+                *command,
+            ]
         environment = os.environ | dict(environment) | {
             "PYTHONPATH": str(ROOT),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
@@ -239,7 +235,6 @@ def locally(here):
     return {kind: here.results(f"local-{kind}") for kind in ("structured", "finetune")}
 
 
-@needs_standin
 @pytest.mark.parametrize(
     ("options", "modal", "message"),
     [
@@ -257,7 +252,6 @@ def test_what_modal_refuses_is_one_line(here, options, modal, message):
     assert not (here.folder / "refused").exists()
 
 
-@needs_standin
 @pytest.mark.slow
 def test_no_network_is_one_line(here):
     nowhere = {"MODAL_SERVER_URL": "http://127.0.0.1:9", "MODAL_TOKEN_ID": "ak-x", "MODAL_TOKEN_SECRET": "as-x"}
@@ -265,7 +259,6 @@ def test_no_network_is_one_line(here):
     assert "error: modal: cannot be reached" in here.run("raw", "modal", "lost", code=1, before=wrapped)
 
 
-@needs_standin
 @pytest.mark.slow
 def test_an_evaluation_is_the_same_on_modal_and_uploads_and_ships_what_it_needs_once(here, locally):
     secret = {"HF_TOKEN": "hf_a-secret-of-the-tests"}
@@ -300,7 +293,6 @@ def test_an_evaluation_is_the_same_on_modal_and_uploads_and_ships_what_it_needs_
     assert not any(secret["HF_TOKEN"].encode() in content for content in files)
 
 
-@needs_standin
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "points"),
@@ -315,7 +307,6 @@ def test_a_training_that_is_preempted_ends_with_the_same_adapter(here, locally, 
     assert here.attempts("conduct") == [["PREEMPTED", "SUCCESS"]]
 
 
-@needs_standin
 @pytest.mark.slow
 def test_a_lost_client_is_followed_by_another_and_the_job_is_paid_once(here, locally):
     said = here.run("finetune", "modal", "attached", before=["twice.py", "9", "/6 step"])
@@ -326,7 +317,6 @@ def test_a_lost_client_is_followed_by_another_and_the_job_is_paid_once(here, loc
     assert here.attempts("conduct") == [["SUCCESS"]]
 
 
-@needs_standin
 @pytest.mark.slow
 def test_ctrl_c_ends_it_says_what_it_cost_and_the_next_run_goes_on(here, locally):
     first_point = "interrupted-live/plots/metrics/train/loss.tsv"
@@ -340,7 +330,6 @@ def test_ctrl_c_ends_it_says_what_it_cost_and_the_next_run_goes_on(here, locally
     assert len(here.attempts("work")) == 2
 
 
-@needs_standin
 @pytest.mark.slow
 def test_containers_share_an_evaluation_and_only_the_one_that_failed_begins_again(here, locally):
     said = here.run(
@@ -352,7 +341,6 @@ def test_containers_share_an_evaluation_and_only_the_one_that_failed_begins_agai
     assert full == ["image", "validation image", "image by Outlines"]
 
 
-@needs_standin
 @pytest.mark.slow
 def test_several_gpus_are_several_processes_and_paid_for(here, locally):
     here.run("finetune", "modal", "several", gpu="L4:2")
@@ -367,7 +355,6 @@ def test_several_gpus_are_several_processes_and_paid_for(here, locally):
     assert set(here.results("several")) == set(locally["finetune"])
 
 
-@needs_standin
 @pytest.mark.slow
 def test_a_limit_stops_a_job_and_nothing_runs_on(here, locally):
     said = here.run("structured", "modal", "limited", code=1, max_dollars=1e-9)
@@ -379,12 +366,10 @@ def test_a_limit_stops_a_job_and_nothing_runs_on(here, locally):
     assert here.results("limited") == locally["structured"]
 
 
-@needs_standin
 @pytest.mark.slow
-@pytest.mark.skipif(not HUB_STANDIN.is_file(), reason=f"no stand-in for the Hub at {HUB_STANDIN}")
 def test_weights_of_the_hub_are_downloaded_once_and_with_the_callers_token(here, tmp_path):
     tree = tmp_path / "hub"
-    maker = [sys.executable, HUB_STANDIN.with_name("make_hub_tree.py"), tree, "--only", "LFM2-VL-450M"]
+    maker = [sys.executable, STANDINS / "make_hub_tree.py", tree, "--only", "LFM2-VL-450M"]
     subprocess.run(maker, check=True, capture_output=True)
     text = (here.folder / "params.yaml").read_text()
     (here.folder / "params.yaml").write_text(text.replace("model: tiny ", "model: 450M "))
@@ -392,7 +377,7 @@ def test_weights_of_the_hub_are_downloaded_once_and_with_the_callers_token(here,
     gate = ["--gated", "LiquidAI/LFM2-VL-450M", "--require-token", token]
 
     def run(out, **arguments):
-        hub = [sys.executable, HUB_STANDIN, tree, "--log", tmp_path / f"{out}.jsonl", *gate, "--"]
+        hub = [sys.executable, STANDINS / "fake_hub.py", tree, "--log", tmp_path / f"{out}.jsonl", *gate, "--"]
         said = here.run("raw", "modal", out, outside=hub, **arguments)
         return said, (tmp_path / f"{out}.jsonl").read_text()
 

@@ -1,4 +1,4 @@
-"""Against a stand-in for the Hub, which lives outside the repository."""
+"""Against a stand-in for the Hub (tests/standins)."""
 
 import json
 import os
@@ -13,11 +13,8 @@ import pytest
 
 from vlm.data import dataset
 
-ROOT = Path(__file__).parents[2]
-STANDIN = Path(os.environ.get("VLM_HUB_STANDIN") or ROOT.parent / "shared" / "tools" / "fake_hub.py")
-pytestmark = pytest.mark.skipif(
-    not STANDIN.is_file(), reason=f"no stand-in for the Hub at {STANDIN}; VLM_HUB_STANDIN names it"
-)
+ROOT = Path(__file__).parents[3]
+STANDINS = ROOT / "tests" / "standins"
 
 PREPARE = """
 import sys
@@ -30,7 +27,7 @@ from vlm.config.task import load_task
 if __name__ == "__main__":
     with reported():
         rows = PrepareParams(**eval(sys.argv[2]))
-        print(preparation.prepare(load_task(sys.argv[1]), rows, 23, Path("data"), lambda event: None).metrics())
+        print(preparation.prepare(load_task(sys.argv[1]), rows, 23, Path("data"), lambda event: None).details())
 """
 LOAD = """
 import sys
@@ -53,7 +50,7 @@ FEW = "dict(train=20, validation=4, test=8)"
 def tree(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     names = ["--only", "Paulescu", "--only", "microsoft", "--only", "Bingsu", "--only", "450M", "--light"]
-    command = [sys.executable, STANDIN.with_name("make_hub_tree.py"), root, "--images", "120", *names]
+    command = [sys.executable, STANDINS / "make_hub_tree.py", root, "--images", "120", *names]
     subprocess.run(command, check=True, capture_output=True)
     return root
 
@@ -73,7 +70,16 @@ def run(work: Path, command: list[str], tree: Path | None, *options: str, **env:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(work / "hf"), **env}
     command = [sys.executable, *command]
     if tree is not None:
-        command = [sys.executable, STANDIN, tree, "--log", work / "log.jsonl", *options, "--", *command]
+        command = [
+            sys.executable,
+            STANDINS / "fake_hub.py",
+            tree,
+            "--log",
+            work / "log.jsonl",
+            *options,
+            "--",
+            *command,
+        ]
     return subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
 
 
@@ -106,9 +112,9 @@ def test_class_numbers_become_names(work, tree):
 
 
 def test_a_pinned_data_set_is_quiet_and_broken_connections_are_tried_again(work, tree):
-    pinned = run(work, ["-m", "vlm", "pin", "--task", "car_maker"], tree)
-    assert pins.returncode == 0, pins.stderr
-    commit = pins.stdout.split()[-1]
+    found = run(work, ["-m", "vlm", "pin", "--task", "car_maker"], tree)
+    assert found.returncode == 0, found.stderr
+    commit = found.stdout.split()[-1]
     assert re.fullmatch("[0-9a-f]{40}", commit)
     text = (work / "configs/tasks/car_maker.yaml").read_text()
     assert f"  revision: {commit}\n  train: train" in text
@@ -158,8 +164,8 @@ def test_the_second_run_asks_for_no_file(work, tree):
 
 def test_few_rows_do_not_fetch_all_files_and_more_of_them_change_no_test_row(work, tree):
     file = work / "configs/tasks/car_maker.yaml"
-    pinned = run(work, ["-m", "vlm", "pin", "--task", "car_maker"], tree)
-    assert pins.returncode == 0, pins.stderr
+    found = run(work, ["-m", "vlm", "pin", "--task", "car_maker"], tree)
+    assert found.returncode == 0, found.stderr
     few = run(work, ["run.py", "car_maker", "dict(train=4, validation=2, test=4)"], tree)
     assert few.returncode == 0, few.stderr
     fetched = {path.name for path in (work / "hf").rglob("*.parquet")}

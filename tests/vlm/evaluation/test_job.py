@@ -14,32 +14,34 @@ from PIL import Image
 from vlm.config.errors import InputError
 from vlm.config.events import Log, Progress
 from vlm.data import dataset
-from vlm.evaluation.job import Evaluation
+from vlm.evaluation import Evaluation, temperature
+from vlm.models import loading
 
 
 @pytest.fixture
 def job(task, tiny, image_params, make_split):
-    return Evaluation(
-        task=task,
-        model=tiny,
-        image=image_params,
-        decoding="raw",
-        batch_size=4,
-        max_new_tokens=12,
-        data=make_split("test", 10),
-    )
+    """Raw answers to ten badges."""
+    return Evaluation(task, tiny, image_params, batch_size=4, data=make_split("test", 10), raw_tokens=12)
+
+
+def structured(job, engine="posterior", **values):
+    """The same job with structured answers in the place of raw ones."""
+    return dataclasses.replace(job, raw_tokens=None, engine=engine, **values)
 
 
 def run(job, directory, emit=lambda event: None):
+    """Runs the job; its predictions, raw ones if it has both."""
     directory.mkdir(exist_ok=True)
     job.run(directory, emit)
-    return (directory / "predictions.parquet").read_bytes()
+    return (directory / ("raw.parquet" if job.raw_tokens else "structured.parquet")).read_bytes()
 
 
 @pytest.mark.parametrize("decoding", ["raw", "outlines", "posterior"])
 def test_a_row_a_sample_in_the_order_of_the_split(job, decoding, task, tmp_path):
-    run(dataclasses.replace(job, decoding=decoding), tmp_path / "a")
-    predictions = pd.read_parquet(tmp_path / "a" / "predictions.parquet")
+    run(job if decoding == "raw" else structured(job, decoding), tmp_path / "a")
+    name = "raw" if decoding == "raw" else "structured"
+    assert sorted(path.suffix for path in (tmp_path / "a").glob(f"{name}.*")) == [".json", ".jsonl", ".parquet"]
+    predictions = pd.read_parquet(tmp_path / "a" / f"{name}.parquet")
     ids, labels = dataset.ids_and_labels(job.data)
     assert list(predictions) == ["id", "label", "text", "predicted", "probabilities"]
     assert predictions["id"].tolist() == ids
@@ -54,6 +56,22 @@ def test_a_row_a_sample_in_the_order_of_the_split(job, decoding, task, tmp_path)
         assert [task.labels[i] for i in probabilities.argmax(1)] == parsed
     else:
         assert predictions["probabilities"].isna().all()
+
+
+def test_both_ways_in_one_load_give_the_files_of_two_jobs(job, tmp_path, monkeypatch):
+    raw, constrained = run(job, tmp_path / "raw"), run(structured(job, outlines_samples=6), tmp_path / "structured")
+    loads, load = [], loading.load
+    monkeypatch.setattr(loading, "load", lambda *arguments: loads.append(1) or load(*arguments))
+    both = dataclasses.replace(job, engine="posterior", outlines_samples=6)
+    assert run(both, tmp_path / "both") == raw
+    assert (tmp_path / "both" / "structured.parquet").read_bytes() == constrained
+    assert (tmp_path / "both" / "structured.json").read_bytes() == (
+        tmp_path / "structured/structured.json"
+    ).read_bytes()
+    assert loads == [1]
+    runtime = json.loads((tmp_path / "both" / "runtime.json").read_text())
+    assert runtime["samples"] == 20
+    assert runtime["seconds"] == pytest.approx(runtime["raw_seconds"] + runtime["structured_seconds"], abs=0.02)
 
 
 def test_progress_counts_every_sample(job, tmp_path):
@@ -71,7 +89,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_ends_with_the_same_file
 
     with pytest.raises(KeyboardInterrupt):
         run(job, tmp_path / "parts", stop_after_the_first_batch)
-    with (tmp_path / "parts" / "answers.jsonl").open("a") as torn:
+    with (tmp_path / "parts" / "raw.jsonl").open("a") as torn:
         torn.write('{"rows": [4, 5')
     events = []
     assert run(job, tmp_path / "parts", events.append) == whole
@@ -88,53 +106,55 @@ def test_samples_of_like_length_go_together_and_come_back_in_order(job, task, tm
         files.append(buffer.getvalue())
     path = tmp_path / "mixed.parquet"
     dataset.write(path, [dataset.Row(str(i), file, task.labels[i]) for i, file in enumerate(files)])
-    mixed = dataclasses.replace(job, decoding="posterior", data=str(path), batch_size=2)
+    mixed = structured(job, data=str(path), batch_size=2)
     run(mixed, tmp_path / "mixed")
     run(dataclasses.replace(mixed, batch_size=1), tmp_path / "single")
-    tables = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("mixed", "single")]
+    tables = [pd.read_parquet(tmp_path / name / "structured.parquet") for name in ("mixed", "single")]
     assert tables[0]["id"].tolist() == [str(i) for i in range(6)]
     assert np.stack(tables[0]["probabilities"]) == pytest.approx(np.stack(tables[1]["probabilities"]), abs=1e-5)
-    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("mixed", "single")]
+    metrics = [json.loads((tmp_path / name / "structured.json").read_text()) for name in ("mixed", "single")]
     assert metrics[0] == metrics[1]
     assert 8 <= metrics[0]["image_tokens"] <= 16
 
 
 def test_outlines_answers_the_first_samples_too(job, task, tmp_path):
-    run(dataclasses.replace(job, decoding="posterior", outlines_samples=6), tmp_path / "a")
-    run(dataclasses.replace(job, decoding="outlines"), tmp_path / "b")
-    predicted = [pd.read_parquet(tmp_path / name / "predictions.parquet")["predicted"] for name in "ab"]
-    agreement = json.loads((tmp_path / "a" / "metrics.json").read_text())["outlines_agreement"]
+    run(structured(job, outlines_samples=6), tmp_path / "a")
+    run(structured(job, "outlines"), tmp_path / "b")
+    predicted = [pd.read_parquet(tmp_path / name / "structured.parquet")["predicted"] for name in "ab"]
+    agreement = json.loads((tmp_path / "a" / "structured.json").read_text())["outlines_agreement"]
     assert agreement == (predicted[0] == predicted[1])[:6].mean()
-    run(dataclasses.replace(job, decoding="posterior"), tmp_path / "c")
-    assert "outlines_agreement" not in json.loads((tmp_path / "c" / "metrics.json").read_text())
+    run(structured(job), tmp_path / "c")
+    assert "outlines_agreement" not in json.loads((tmp_path / "c" / "structured.json").read_text())
 
 
-def test_calibration_answers_the_validation_split_too(job, make_split, tmp_path):
+def test_the_temperature_is_the_one_that_fits_the_validation_split(job, task, make_split, tmp_path):
     validation = make_split("train", 6)
-    run(dataclasses.replace(job, decoding="posterior", calibrate_on=validation), tmp_path / "a")
-    table = pd.read_parquet(tmp_path / "a" / "calibration.parquet")
-    assert table["id"].tolist() == dataset.ids_and_labels(validation)[0]
-    assert np.stack(table["probabilities"]).sum(1) == pytest.approx(1)
+    run(structured(job, calibrate_on=validation), tmp_path / "a")
+    fitted = json.loads((tmp_path / "a" / "structured.json").read_text())["temperature"]
+    run(structured(job, data=validation), tmp_path / "validation")
+    table = pd.read_parquet(tmp_path / "validation" / "structured.parquet")
+    truth = [task.labels.index(label) for label in table["label"]]
+    assert fitted == pytest.approx(temperature.fit(table["probabilities"], truth), rel=1e-5)
 
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(job, no_memory_for, tmp_path):
-    posterior = dataclasses.replace(job, decoding="posterior")
+    posterior = structured(job)
     run(posterior, tmp_path / "whole")
     events = []
     with no_memory_for(2):
         run(posterior, tmp_path / "parts", events.append)
-    tables = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("whole", "parts")]
+    tables = [pd.read_parquet(tmp_path / name / "structured.parquet") for name in ("whole", "parts")]
     assert tables[0]["predicted"].tolist() == tables[1]["predicted"].tolist()
     assert np.stack(tables[0]["probabilities"]) == pytest.approx(np.stack(tables[1]["probabilities"]), abs=1e-5)
-    counts = [json.loads((tmp_path / n / "metrics.json").read_text())["split_batches"] for n in ("whole", "parts")]
+    counts = [json.loads((tmp_path / n / "runtime.json").read_text())["split_batches"] for n in ("whole", "parts")]
     assert counts == [0, 2]  # of three, the last has two samples
     assert any(isinstance(event, Log) and "out of memory with 4 samples" in event.text for event in events)
 
 
 def test_a_sample_that_does_not_fit_is_one_line_and_the_finished_batches_stay(job, no_memory_for, tmp_path):
     with no_memory_for(0), pytest.raises(InputError, match=r"evaluation\.batch_size: not even one sample"):
-        run(dataclasses.replace(job, decoding="posterior"), tmp_path / "a")
-    assert not (tmp_path / "a" / "predictions.parquet").exists()
+        run(structured(job), tmp_path / "a")
+    assert not (tmp_path / "a" / "structured.parquet").exists()
 
 
 def test_other_runtime_errors_are_bugs(job, tmp_path):
@@ -157,7 +177,7 @@ from pathlib import Path
 from vlm.evaluation.job import Evaluation
 from vlm.config.params import load_params
 params = load_params()
-job = Evaluation(params.task, params.model, params.image, "posterior", 32, sys.argv[1])
+job = Evaluation(params.task, params.model, params.image, 32, sys.argv[1], engine="posterior")
 Path(sys.argv[2]).mkdir()
 job.run(Path(sys.argv[2]), lambda event: None)
 """
@@ -166,6 +186,6 @@ job.run(Path(sys.argv[2]), lambda event: None)
         few = tmp_path / f"{rows}.parquet"
         dataset.write(few, dataset.Reader(split).rows(range(rows)))
         directory = tmp_path / str(rows)
-        subprocess.run([sys.executable, "-c", code, few, directory], check=True, cwd=Path(__file__).parents[2])
+        subprocess.run([sys.executable, "-c", code, few, directory], check=True, cwd=Path(__file__).parents[3])
         peaks.append(json.loads((directory / "runtime.json").read_text())["peak_memory_gb"])
     assert peaks[1] < 1.2 * peaks[0]

@@ -1,4 +1,3 @@
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +6,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from vlm.evaluation import temperature
+from vlm.evaluation.intervals import wilson
 from vlm.measuring import metrics
 
 
@@ -24,40 +25,18 @@ def table(*rows):
     )
 
 
-@pytest.mark.parametrize(
-    ("successes", "n"), [(0, 1), (1, 1), (0, 100), (81, 100), (82, 100), (999, 1000), (6750, 6750)]
-)
-@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
-def test_wilson_agrees_with_scipy(successes, n, confidence):
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert metrics.wilson(successes, n, confidence) == pytest.approx((interval.low, interval.high), abs=1e-12)
-
-
-def test_wilson_of_a_known_case():
-    low, high = metrics.wilson(81, 100)
-    assert (round(low, 2), round(high, 2)) == (0.72, 0.87)
-    assert metrics.wilson(0, 10)[0] == 0.0
-    assert metrics.wilson(10, 10)[1] == 1.0
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
-def test_wilson_refuses_what_is_no_proportion(successes, n):
-    with pytest.raises(ValueError, match="expected 0 <= successes <= n"):
-        metrics.wilson(successes, n)
-
-
 def test_classification_by_hand():
     # a: 2 samples, one right, one invalid. b: 1 sample, right. c: the truth of none, answered once for a b.
     values = metrics.classification(table(("a", "a"), ("a", None), ("b", "b"), ("b", "c")), ["a", "b", "c"])
-    low, high = metrics.wilson(2, 4)
+    low, high = wilson(2, 4)
     f1 = 2 * 1 * 0.5 / 1.5  # of a and of b: precision 1, recall 1/2
     assert values == pytest.approx(
         {
             "samples": 4,
             "accuracy": 0.5,
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "valid_rate": 0.75,
+            "low": low,
+            "high": high,
+            "valid": 0.75,
             "balanced_accuracy": 0.5,
             "macro_f1": f1,
         }
@@ -81,9 +60,9 @@ def test_classification_agrees_with_scikit_learn():
 def test_a_model_that_never_gives_a_label_has_zeros_everywhere(nothing):
     values = metrics.classification(table(("a", nothing), ("b", nothing)), ["a", "b"])
     assert values["samples"] == 2
-    for name in ("accuracy", "accuracy_low", "valid_rate", "balanced_accuracy", "macro_f1"):
+    for name in ("accuracy", "low", "valid", "balanced_accuracy", "macro_f1"):
         assert values[name] == 0.0
-    assert values["accuracy_high"] == pytest.approx(binomtest(0, 2).proportion_ci(method="wilson").high)
+    assert values["high"] == pytest.approx(binomtest(0, 2).proportion_ci(method="wilson").high)
 
 
 def test_predictions_mean_the_same_after_a_round_trip_through_parquet(tmp_path):
@@ -91,7 +70,6 @@ def test_predictions_mean_the_same_after_a_round_trip_through_parquet(tmp_path):
     predictions.to_parquet(tmp_path / "p.parquet")
     again = pd.read_parquet(tmp_path / "p.parquet")
     assert metrics.classification(again, ["a", "b"]) == metrics.classification(predictions, ["a", "b"])
-    assert metrics.compare(again, predictions)["accuracy_gain"] == 0
 
 
 # Probabilities
@@ -113,7 +91,7 @@ def test_probability_metrics_by_hand():
     assert values["brier_score"] == pytest.approx(np.mean(brier))
     # Fewer samples than bins: a bin a sample
     gaps = [abs(1 - 0.9), abs(0 - 0.6), abs(1 - 0.5), abs(0 - 0.8)]
-    assert values["calibration_error"] == pytest.approx(np.mean(gaps))
+    assert values["ece"] == pytest.approx(np.mean(gaps))
     # From sure to unsure: right, wrong, wrong, right
     assert values["accuracy_at_50"] == 0.5
     assert values["accuracy_at_80"] == values["accuracy_at_95"] == 0.5
@@ -144,26 +122,24 @@ def test_top_three_and_coverage():
     assert values["accuracy_at_50"] > right.mean()
 
 
-def test_honest_probabilities_have_a_small_calibration_error_and_sharpened_ones_a_large_one():
+def test_honest_probabilities_have_a_small_ece_and_sharpened_ones_a_large_one():
     labels = list("abcdefgh")
     honest = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels), labels)
     sharp = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels, 3.0), labels)
-    assert honest["calibration_error"] < 0.03
-    assert sharp["calibration_error"] > 0.15
+    assert honest["ece"] < 0.03
+    assert sharp["ece"] > 0.15
 
 
-def test_temperature_scaling_finds_the_sharpening_from_validation_alone():
+def test_temperature_scaling_finds_the_sharpening_and_mends_it():
     labels = list("abcdefgh")
     validation = random_posterior(np.random.default_rng(1), 4000, labels, 3.0)
+    fitted = temperature.fit(validation["probabilities"], [labels.index(label) for label in validation["label"]])
+    assert fitted == pytest.approx(3, rel=0.05)
     predictions = random_posterior(np.random.default_rng(2), 4000, labels, 3.0)
-    values = metrics.calibrated(predictions, validation, labels)
-    assert values["temperature"] == pytest.approx(3, rel=0.05)
+    values = metrics.calibrated(predictions, fitted, labels)
     before = metrics.posterior(predictions, labels)
-    for name in ("log_loss", "brier_score", "calibration_error"):
+    for name in ("log_loss", "brier_score", "ece"):
         assert values[f"calibrated_{name}"] < before[name]
-    # The test split's labels have no say.
-    mixed = predictions.assign(label=predictions["label"].sample(frac=1, random_state=0).to_numpy())
-    assert metrics.calibrated(mixed, validation, labels)["temperature"] == values["temperature"]
 
 
 def test_reliability_bins_have_equal_mass():
@@ -181,15 +157,20 @@ def test_few_labels(labels):
     values = metrics.posterior(certain, labels)
     assert values["top_3_accuracy"] == values["accuracy_at_50"] == 1
     assert values["log_loss"] == pytest.approx(0, abs=1e-9)
-    assert values["calibration_error"] == 0
+    assert values["ece"] == 0
 
 
-def test_without_probabilities_there_is_nothing_to_say_of_them(tmp_path):
-    predictions = table(("a", "a"), ("b", "a"))
-    assert metrics.posterior(predictions, ["a", "b"]) == {}
-    assert set(metrics.structured(predictions, tmp_path / "none.parquet", ["a", "b"])) == set(
-        metrics.classification(predictions, ["a", "b"])
-    )
+def test_raw_answers_have_lenient_and_valid_and_structured_ones_have_probabilities(task):
+    answers = table((task.labels[0], task.labels[0]), (task.labels[1], None))
+    raw = metrics.of(answers, task)
+    assert raw["valid"] == 0.5
+    assert {"lenient_accuracy", "macro_f1"} < set(raw)
+    assert "log_loss" not in raw
+    certain = answers.assign(predicted=list(task.labels[:2]), probabilities=list(np.eye(len(task.labels))[:2]))
+    structured = metrics.of(certain, task)
+    assert {"log_loss", "ece"} < set(structured)
+    assert not {"valid", "lenient_accuracy", "calibrated_ece"} & set(structured)
+    assert "calibrated_ece" in metrics.of(certain, task, 2.0)
 
 
 def test_classification_refuses_unknown_labels_and_no_samples():
@@ -204,62 +185,3 @@ def test_lenient_accuracy_adds_labels_found_in_longer_texts():
     predictions["text"] = ["a", "it is a", "it is a", "b or a"]
     task = SimpleNamespace(parse_leniently=lambda text: "a" if text == "it is a" else None)
     assert metrics.lenient(predictions, task) == {"lenient_accuracy": 0.5}
-
-
-def test_compare_by_hand():
-    before = table(("a", "a"), ("a", None), ("b", "a"), ("b", "b"), ("b", None))
-    after = table(("a", "a"), ("a", "a"), ("b", "b"), ("b", "a"), ("b", "b"))
-    values = metrics.compare(before, after)
-    assert (values["gained"], values["lost"]) == (3, 1)
-    assert values["accuracy_gain"] == pytest.approx(0.4)
-    assert values["mcnemar_p"] == pytest.approx(2 * (1 + 4) / 2**4)  # 2 P(at most 1 of 4 by fair coins)
-    assert values == metrics.compare(before, after)
-    assert {type(value) for value in values.values()} == {int, float}
-
-
-def test_the_bootstrap_is_that_of_resampled_samples():
-    rng = np.random.default_rng(5)
-    n = 400
-    before = table(*[("a", "a" if right else "b") for right in rng.random(n) < 0.6])
-    after = table(*[("a", "a" if right else "b") for right in rng.random(n) < 0.7])
-    values = metrics.compare(before, after)
-    difference = (after["predicted"] == "a").astype(int).to_numpy() - (before["predicted"] == "a").astype(
-        int
-    ).to_numpy()
-    resampled = difference[rng.integers(0, n, (10_000, n))].mean(axis=1)
-    assert values["accuracy_gain"] == pytest.approx(difference.mean())
-    assert values["accuracy_gain_low"] == pytest.approx(np.quantile(resampled, 0.025), abs=0.005)
-    assert values["accuracy_gain_high"] == pytest.approx(np.quantile(resampled, 0.975), abs=0.005)
-
-
-def test_equal_predictions_gain_nothing():
-    same = table(("a", "a"), ("b", None))
-    gain = {"accuracy_gain": 0, "accuracy_gain_low": 0, "accuracy_gain_high": 0, "mcnemar_p": 1, "gained": 0, "lost": 0}
-    assert metrics.compare(same, same) == gain
-
-
-def test_compare_refuses_other_samples():
-    rows = table(("a", "a"), ("b", "b"))
-    for other in (rows.iloc[::-1], rows.iloc[:1]):
-        with pytest.raises(ValueError, match=r"\A[^\n]*same ids in the same order\Z"):
-            metrics.compare(rows, other)
-
-
-def test_write(tmp_path):
-    path = tmp_path / "metrics" / "x.json"
-    metrics.write(path, {"samples": 1000, "accuracy": 2 / 3, "mcnemar_p": 1.23456789e-12, "seconds": 12345678.9})
-    assert path.read_text() == (
-        '{\n  "samples": 1000,\n  "accuracy": 0.666667,\n  "mcnemar_p": 1.23457e-12,\n  "seconds": 12345700.0\n}\n'
-    )
-    metrics.write(path, {"accuracy": 0.5})
-    assert json.loads(path.read_text()) == {"accuracy": 0.5}
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": 1}, [1], None, np.float32(1)])
-def test_write_refuses_what_is_not_flat_and_finite(tmp_path, value):
-    path = tmp_path / "x.json"
-    path.write_text("as it was")
-    with pytest.raises(ValueError, match=r"x\.json: accuracy: .* is not a finite number or a text"):
-        metrics.write(path, {"samples": 1, "accuracy": value})
-    assert path.read_text() == "as it was"

@@ -12,10 +12,10 @@ import pytest
 from dvc_render import VegaRenderer
 from PIL import Image
 
-from vlm.measuring import metrics
+from vlm.measuring import charts, metrics, sheets, tables
 from vlm.sources import badges
 
-DVC = Path(__file__).parents[2] / ".dvc"
+DVC = Path(__file__).parents[3] / ".dvc"
 LABELS = ["Acura", "BMW", "Ford", "smart"]
 ICONS = ["acura", "bmw", "ford", "smart"]
 SAMPLES = 120
@@ -63,13 +63,23 @@ def predictions(data):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, data, predictions):
     directory = tmp_path_factory.mktemp("plots") / "baseline_eval"
-    plots.write(directory, predictions, LABELS, data)
+    tables.write(directory, predictions, LABELS)
+    sheets.mistakes(directory / "mistakes.png", predictions, LABELS, data)
     return directory
 
 
 def test_write_writes_the_same_bytes_whatever_the_order_of_the_predictions(tmp_path, written, predictions, data):
-    plots.write(tmp_path / "baseline_eval", predictions.sample(frac=1, random_state=0), LABELS, data)
-    names = ["confusion.csv", "mistakes.png", "per_class.csv", "top_confusions.csv"]
+    shuffled = predictions.sample(frac=1, random_state=0)
+    tables.write(tmp_path / "baseline_eval", shuffled, LABELS)
+    sheets.mistakes(tmp_path / "baseline_eval" / "mistakes.png", shuffled, LABELS, data)
+    names = [
+        "confusion.csv",
+        "mistakes.png",
+        "per_class.csv",
+        "reliability.csv",
+        "risk_coverage.csv",
+        "top_confusions.csv",
+    ]
     assert sorted(path.name for path in written.iterdir()) == names
     for name in names:
         assert (tmp_path / "baseline_eval" / name).read_bytes() == (written / name).read_bytes()
@@ -79,8 +89,17 @@ def test_confusion_has_a_row_a_sample(written, predictions):
     table = pd.read_csv(written / "confusion.csv")
     assert list(table.columns) == ["actual", "predicted"]
     assert len(table) == SAMPLES
-    expected = pd.crosstab(predictions["label"], predictions["predicted"].fillna(plots.NO_LABEL))
+    expected = pd.crosstab(predictions["label"], predictions["predicted"].fillna(tables.NO_LABEL))
     pd.testing.assert_frame_equal(pd.crosstab(table["actual"], table["predicted"]), expected, check_names=False)
+
+
+def test_tables_have_the_order_of_the_labels(tmp_path, predictions):
+    order = LABELS[::-1]
+    tables.write(tmp_path, predictions, order)
+    confusion = pd.read_csv(tmp_path / "confusion.csv")
+    assert list(confusion["actual"].unique()) == order
+    assert list(confusion[confusion["actual"] == "Ford"]["predicted"].unique()) == ["Ford", "smart", tables.NO_LABEL]
+    assert list(pd.read_csv(tmp_path / "per_class.csv")["label"]) == order
 
 
 def test_top_confusions(written, predictions):
@@ -114,22 +133,24 @@ def test_pictures_are_small_and_say_nothing_of_when_or_with_what_they_were_made(
 
 
 def test_no_mistakes(tmp_path, data):
-    plots.write(tmp_path, predictions_for(data, lambda i, label: label), LABELS, data)
+    right = predictions_for(data, lambda i, label: label)
+    tables.write(tmp_path, right, LABELS)
+    sheets.mistakes(tmp_path / "mistakes.png", right, LABELS, data)
     assert (tmp_path / "top_confusions.csv").read_text() == "confusion,count,rate\n"
     assert Image.open(tmp_path / "mistakes.png").height < 100
 
 
 def test_mistakes_are_spread_over_all_of_them():
-    chosen = plots._spread(list(range(1000)), 48)
+    chosen = sheets._spread(list(range(1000)), 48)
     assert len(set(chosen)) == 48
     assert (chosen[0], chosen[-1]) == (0, 999)
     assert {b - a for a, b in itertools.pairwise(chosen)} <= {21, 22}
-    assert plots._spread([1, 2], 48) == [1, 2]
+    assert sheets._spread([1, 2], 48) == [1, 2]
 
 
 def test_only_wanted_pictures_are_kept(data):
     table = pq.read_table(data).to_pylist()
-    found = plots._read_pictures(data, ["test-003", "test-119"])
+    found = sheets._read_pictures(data, ["test-003", "test-119"])
     assert found == {row["id"]: row["image"]["bytes"] for row in (table[3], table[119])}
 
 
@@ -140,36 +161,37 @@ def test_any_picture_and_any_text_can_be_drawn(tmp_path):
     data = write_split(tmp_path / "test.parquet", rows)
     predictions = predictions_for(data, lambda i, label: None if i % 2 else labels[i - 1])
     predictions["text"] = ["", " ", "\x00\n\t", "x" * 10_000, "“«"]
-    plots.write(tmp_path / "plots", predictions, labels, data)
-    plots.samples(tmp_path / "samples.png", data, labels)
+    tables.write(tmp_path / "plots", predictions, labels)
+    sheets.mistakes(tmp_path / "plots" / "mistakes.png", predictions, labels, data)
+    sheets.samples(tmp_path / "samples.png", data, labels)
     assert Image.open(tmp_path / "samples.png").width == Image.open(tmp_path / "plots" / "mistakes.png").width
 
 
 @pytest.mark.parametrize(("size", "shown"), [((640, 320), (112, 56)), ((9, 12), (84, 112)), ((2000, 1), (112, 1))])
 def test_pictures_keep_their_shape(size, shown):
-    assert plots._fitted(picture(*size)).size == shown
+    assert sheets._fitted(picture(*size)).size == shown
 
 
 def test_samples_are_spread_over_the_labels(tmp_path, monkeypatch, data):
     drawn = []
-    monkeypatch.setattr(plots, "_draw_sheet", lambda path, title, tiles: drawn.append((title, tiles)))
-    plots.samples(tmp_path / "s.png", data, [*LABELS, "Volvo"], count=10)
+    monkeypatch.setattr(sheets, "_draw_sheet", lambda path, title, tiles: drawn.append((title, tiles)))
+    sheets.samples(tmp_path / "s.png", data, [*LABELS, "Volvo"], count=10)
     title, tiles = drawn[0]
     assert title == "test: 10 of 120 samples, 4 of 5 labels"
     assert [tile.lines[0][0] for tile in tiles] == ["Acura"] * 3 + ["BMW"] * 3 + ["Ford"] * 2 + ["smart"] * 2
     assert len({tile.picture for tile in tiles}) == 10
-    plots.samples(tmp_path / "s.png", data, LABELS, count=2)
+    sheets.samples(tmp_path / "s.png", data, LABELS, count=2)
     assert [tile.lines[0][0] for tile in drawn[1][1]] == ["Acura", "smart"]
 
 
 def test_reliability_and_risk_coverage(predictions, tmp_path):
-    plots.confidence(tmp_path, predictions)
+    tables.write(tmp_path, predictions, LABELS)
     assert (tmp_path / "reliability.csv").read_text() == "samples,confidence,accuracy\n"  # DVC wants a header
     assert (tmp_path / "risk_coverage.csv").read_text() == "coverage,risk\n"
     certainty = np.linspace(1, 0.4, SAMPLES)  # the first sample is the surest
     right = predictions["label"] == predictions["predicted"]
     rows = [[p, *[(1 - p) / 3] * 3] for p in certainty]
-    plots.confidence(tmp_path, predictions.assign(probabilities=rows))
+    tables.write(tmp_path, predictions.assign(probabilities=rows), LABELS)
     bins = pd.read_csv(tmp_path / "reliability.csv")
     assert bins["samples"].tolist() == [8] * 15
     assert bins["accuracy"].mean() == pytest.approx(right.mean(), abs=1e-5)
@@ -182,14 +204,14 @@ def test_reliability_and_risk_coverage(predictions, tmp_path):
 
 def test_class_distribution(tmp_path):
     path = tmp_path / "plots" / "class_distribution.csv"
-    plots.class_distribution(path, {"train": {"b": 2, "a, b": 1}, "test": {"b": 0, "a, b": 3}})
+    tables.class_distribution(path, {"train": {"b": 2, "a, b": 1}, "test": {"b": 0, "a, b": 3}})
     assert path.read_text() == 'label,count,split\nb,2,train\n"a, b",1,train\nb,0,test\n"a, b",3,test\n'
 
 
-def test_stages(tmp_path):
+def test_the_picture_of_accuracies(tmp_path):
     rows = [("raw", 0.0, 0.0, 0.004), ("structured", 0.612, 0.581, 0.642), ("fine-tuned,\nstructured", 1.0, 0.996, 1.0)]
     for name in ("a.png", "b.png"):
-        plots.stages(tmp_path / name, rows)
+        charts.accuracy(tmp_path / name, rows)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.png").stat().st_size < 100_000
     # A bar that is as high as the axis ends where its 100 % is, and one of 0 has no height.

@@ -186,7 +186,7 @@ def test_unreadable_files_and_copies_are_left_out_and_listed():
         FOLDER, PrepareParams(train=None, validation=4, test=8), 3, Path("data"), events.append
     )
     assert Counter(skipped.kind for skipped in report.skipped) == {"unreadable": 2, "duplicate": 2, "conflict": 2}
-    assert report.metrics() == {
+    assert report.details() == {
         "train_rows": 27, "validation_rows": 4, "test_rows": 8, "classes": 2, "smallest_class": 19, "largest_class": 20,
         "duplicates_dropped": 2, "conflicts_dropped": 2, "unreadable_skipped": 2,
     }  # fmt: skip
@@ -246,7 +246,7 @@ def test_a_metadata_file_names_pictures_and_labels(kind):
     else:
         text = "".join(json.dumps({"file": name, "what": label}) + "\n" for name, label in rows)
     report = prepare(metadata(f"labels.{kind}", text), PrepareParams(train=None, validation=2, test=4))
-    assert report.metrics()["train_rows"] == 6
+    assert report.details()["train_rows"] == 6
     assert [(skipped.id, skipped.reason) for skipped in report.skipped] == [
         ("cat/gone.png", "No such file or directory")
     ]

@@ -173,7 +173,7 @@ def test_the_best_checkpoint_on_validation_is_the_adapter_and_the_last_one_is_ke
         assert row == table.index[table[select_by] == best][0]  # of equals the earlier
         metrics = json.loads((directory / "metrics.json").read_text())
         assert metrics["best_step"] == table["step"][row]
-        assert metrics["validation_accuracy"] == table["accuracy"][row]
+        assert metrics["val_accuracy"] == table["accuracy"][row]
         assert (table["accuracy_low"] <= table["accuracy"]).all()
         same = (directory / "adapter/adapter_model.safetensors").read_bytes() == (
             directory / "last/adapter_model.safetensors"

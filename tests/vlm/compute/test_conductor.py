@@ -9,7 +9,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from vlm.compute import remote
+from vlm.compute import conductor, worker
+from vlm.compute.event_log import event_of, read_events
+from vlm.compute.files import sha256
+from vlm.compute.request import Request
 from vlm.config.errors import InputError
 from vlm.config.events import Log, Progress, Scalars
 from vlm.config.models import ModelConfig
@@ -29,6 +32,7 @@ class Steps:
     others: int = 0  # steps that other containers do
 
     RESULTS: ClassVar = ("lines", "folder", "runtime.json")
+    PACKAGES: ClassVar = ()
 
     @property
     def inputs(self):
@@ -68,7 +72,7 @@ def job():
 
 
 class Modal:
-    """Runs `remote.conduct`, and each `work` as soon as it is spawned, again where Modal would."""
+    """Runs `conductor.conduct`, and each `work` as soon as it is spawned, again where Modal would."""
 
     def __init__(self, folder: Path) -> None:
         self.volume, self.folder = folder / "volume", folder
@@ -85,7 +89,7 @@ class Modal:
         folder.mkdir()
         return folder
 
-    def request(self, job, **values) -> remote.Request:
+    def request(self, job, **values) -> Request:
         standard = dict(
             key="steps-1",
             inputs={"data/input": "inputs/abc"},
@@ -97,20 +101,20 @@ class Modal:
             seconds=3600.0,
             region=None,
         )
-        return remote.Request.of(job, **(standard | values))
+        return Request.of(job, **(standard | values))
 
-    def conduct(self, request: remote.Request) -> dict:
+    def conduct(self, request: Request) -> dict:
         def spawn(shard: int, since: float) -> str:
             while True:
                 try:
-                    value = remote.work(request, shard, since, self.volume, self.disk(), lambda: None, self.sent.extend)
+                    value = worker.work(request, shard, since, self.volume, self.disk(), lambda: None, self.sent.extend)
                     break
                 except (ConnectionError, RuntimeError, KeyboardInterrupt):
                     continue
             self.values.append(value)
             return str(len(self.values) - 1)
 
-        return remote.conduct(
+        return conductor.conduct(
             request, self.volume, self.disk(), lambda: None, lambda: None, spawn, lambda call, _: self.values[int(call)]
         )
 
@@ -123,7 +127,7 @@ def modal(tmp_path, monkeypatch):
 
 def results(modal, value):
     files = {name: (modal.volume / value["folder"] / name).read_text() for name in value["files"]}
-    assert {name: remote.sha256(modal.volume / value["folder"] / name) for name in files} == value["files"]
+    assert {name: sha256(modal.volume / value["folder"] / name) for name in files} == value["files"]
     return files
 
 
@@ -204,9 +208,9 @@ def test_a_container_that_is_killed_again_and_again_is_given_up(modal, job):
 
 def test_every_scalar_is_recorded_and_sent_once(modal, job):
     value = modal.conduct(modal.request(replace(job, at=3, trouble="preempted")))
-    record = remote.read_events((modal.volume / value["folder"] / "events.jsonl").read_bytes())
+    record = read_events((modal.volume / value["folder"] / "events.jsonl").read_bytes())
     for entries in (record, modal.sent):
-        scalars = [remote.event_of(entry) for entry in entries if entry["type"] == "Scalars"]
+        scalars = [event_of(entry) for entry in entries if entry["type"] == "Scalars"]
         assert scalars == [Scalars(step, {"loss": float(step)}) for step in range(1, 5)]
         numbers = [(entry["attempt"], entry["number"]) for entry in entries]
         assert len(set(numbers)) == len(numbers)
@@ -216,7 +220,7 @@ def test_every_scalar_is_recorded_and_sent_once(modal, job):
 def test_every_count_is_sent_to_its_end(modal, job, others):
     """Though most of what comes within a second is left out, and the end of a container's share is not the whole's."""
     modal.conduct(modal.request(replace(job, others=others)))
-    counts = [event for event in map(remote.event_of, modal.sent) if isinstance(event, Progress)]
+    counts = [event for event in map(event_of, modal.sent) if isinstance(event, Progress)]
     ends = {event.unit: event for event in counts}
     assert ends == {"it": Progress(4, 4 + others), "line checked": Progress(2, 2 + others, "line checked")}
     assert len(counts) < 7
@@ -234,23 +238,25 @@ def test_nobody_has_to_watch(modal, job, monkeypatch):
 
 def test_a_torn_record_is_read_up_to_the_tear():
     whole = json.dumps({"shard": 0, "attempt": 0, "number": 0, "type": "Log", "text": "a"}).encode()
-    (entry,) = remote.read_events(whole + b'\n{"shard": 0, "att')
-    assert remote.event_of(entry) == Log("a")
+    (entry,) = read_events(whole + b'\n{"shard": 0, "att')
+    assert event_of(entry) == Log("a")
 
 
 def test_jobs_travel_as_they_are(task, tiny, image_params, finetune_params):
     evaluation = Evaluation(
-        task, tiny, image_params, "posterior", 8, "data/test.parquet", calibrate_on="data/v.parquet"
+        task, tiny, image_params, 8, "data/test.parquet", engine="posterior", calibrate_on="data/v.parquet"
     )
     training = FineTuning(task, tiny, image_params, finetune_params, 5, "data/train.parquet", "data/validation.parquet")
     for job in (evaluation, training):
         request = Modal.request(None, job)
-        assert remote.Request.model_validate_json(request.model_dump_json()).rebuilt() == job
+        assert Request.model_validate_json(request.model_dump_json()).rebuilt() == job
 
 
 def test_two_shards_are_one(task, tiny, image_params, make_split, tmp_path):
     data, validation = make_split("test", 22), make_split("train", 6)
-    job = Evaluation(task, tiny, image_params, "posterior", 4, data, outlines_samples=6, calibrate_on=validation)
+    job = Evaluation(
+        task, tiny, image_params, 4, data, 8, "posterior", outlines_samples=6, calibrate_on=validation
+    )  # raw answers too
     whole, merged = tmp_path / "whole", tmp_path / "merged"
     parts = [tmp_path / "part0", tmp_path / "part1"]
     for folder in (whole, merged, *parts):
@@ -260,9 +266,9 @@ def test_two_shards_are_one(task, tiny, image_params, make_split, tmp_path):
     for i, part in enumerate(parts):
         events = []
         job.answer(part, events.append, (i, 2))
-        done.append(max(e.done for e in events if isinstance(e, Progress) and e.unit == "image"))
-        assert {e.total for e in events if isinstance(e, Progress) and e.unit == "image"} == {22}
+        done.append(max(e.done for e in events if isinstance(e, Progress) and e.unit == "structured answer"))
+        assert {e.total for e in events if isinstance(e, Progress) and e.unit == "structured answer"} == {22}
     assert done == [12, 10]  # six batches of four at most
     job.merge(parts, merged)
-    for name in ("predictions.parquet", "calibration.parquet", "metrics.json"):
+    for name in ("raw.parquet", "raw.json", "structured.parquet", "structured.json"):
         assert (merged / name).read_bytes() == (whole / name).read_bytes()
