@@ -17,7 +17,7 @@ def main() -> None:
         report = preparation.prepare(params.task, params.prepare, params.seed, Path("data"), emit)
     seconds = time.perf_counter() - started
 
-    json_files.write("metrics/prepare.json", {"rows": report.total, "left_out": len(report.skipped)})
+    json_files.write("metrics/prepare.json", {"rows": report.total})
     json_files.write("plots/prepare/details.json", report.details())
     preparation.write_skipped(Path("plots/prepare/skipped.csv"), report)
     runtime = {"seconds": round(seconds, 2), "images_per_second": round(report.total / seconds, 2)}

@@ -63,12 +63,12 @@ def test_the_stage_writes_its_files_and_twice_the_same(work):
     again = written(work)
     assert {name for name in files if files[name] != again[name]} <= {"metrics/runtime/prepare.json"}
 
-    assert json.loads(files["metrics/prepare.json"]) == {"rows": 66, "left_out": 0}
+    assert json.loads(files["metrics/prepare.json"]) == {"rows": 66}
     metrics = json.loads(files["plots/prepare/details.json"])
     smallest, largest = metrics.pop("smallest_class"), metrics.pop("largest_class")
     assert 0 <= smallest <= 66 / 31 <= largest
     assert metrics == {
-        "train_rows": 40, "validation_rows": 6, "test_rows": 20, "classes": 31,
+        "train_rows": 40, "validation_rows": 6, "test_rows": 20, "left_out": 0, "classes": 31,
         "duplicates_dropped": 0, "conflicts_dropped": 0, "unreadable_skipped": 0,
     }  # fmt: skip
     runtime = json.loads(files["metrics/runtime/prepare.json"])

@@ -46,11 +46,12 @@ class Report:
         return sum(sum(counts.values()) for counts in self.rows.values())
 
     def details(self) -> dict[str, int]:
-        """Rows by split; labels, and the rows of the rarest and the commonest one over all splits; rows left out."""
+        """Rows by split; labels, and the rows of the rarest and the commonest one over all splits; pictures left out."""
         sizes = [sum(counts[label] for counts in self.rows.values()) for label in self.rows["train"]]
         left_out = Counter(skipped.kind for skipped in self.skipped)
         return {
             **{f"{split}_rows": sum(self.rows[split].values()) for split in SPLITS},
+            "left_out": len(self.skipped),
             "classes": len(sizes),
             "smallest_class": min(sizes),
             "largest_class": max(sizes),
