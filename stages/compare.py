@@ -1,4 +1,4 @@
-"""compare: what fine-tuning gains over the base model on the same samples, and all accuracies in one picture."""
+"""compare: how much accuracy fine-tuning gains over the base model, and the accuracies of all stages in one chart."""
 
 from pathlib import Path
 
@@ -25,8 +25,13 @@ def main() -> None:
     print(
         f"compare: fine-tuning gains {100 * found['gain']:.1f} points ({100 * found['gain_low']:.1f} to "
         f"{100 * found['gain_high']:.1f}): {found['gained']} gained, {found['lost']} lost, "
-        f"McNemar p = {found['mcnemar_p']:.0e}"
+        f"McNemar p {_formatted(found['mcnemar_p'])}"
     )
+
+
+def _formatted(p: float) -> str:
+    """A p-value with two significant digits. The smallest ones are 0 in floating point, which no p-value is."""
+    return "< 1e-300" if p < 1e-300 else f"= {p:.2g}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""describe: a picture of samples and a table of class sizes, to see at a glance what the splits hold."""
+"""describe: draws samples of the training split and writes a table of class sizes by split."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""measure NAME: predictions/NAME.parquet -> metrics/NAME.json and plots/NAME/."""
+"""measure NAME: the metrics, tables and pictures of predictions/NAME.parquet, in metrics/NAME.json and plots/NAME/."""
 
 import sys
 
@@ -14,7 +14,7 @@ def main(name: str) -> None:
         f"({100 * values['low']:.1f} to {100 * values['high']:.1f})"
     )
     if "valid" in values:
-        line += f"; {100 * values['valid']:.1f} % gave a label and nothing else"
+        line += f"; {100 * values['valid']:.1f} % are a label and nothing else"
     print(line)
 
 

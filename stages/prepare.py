@@ -1,10 +1,11 @@
-"""prepare: the task's pictures, from wherever they come, as data/{train,validation,test}.parquet."""
+"""prepare: writes the task's pictures, from any source, to data/{train,validation,test}.parquet."""
 
+import sys
 import time
 from pathlib import Path
 
 from vlm.compute.progress import ProgressBar
-from vlm.config import load_params, pins
+from vlm.config import Params, load_params, pins
 from vlm.config.errors import reported
 from vlm.data import json_files
 from vlm.sources import preparation
@@ -12,6 +13,7 @@ from vlm.sources import preparation
 
 def main() -> None:
     params = load_params()
+    _warn_of_tiny(params)
     started = time.perf_counter()
     with ProgressBar() as emit:
         report = preparation.prepare(params.task, params.prepare, params.seed, Path("data"), emit)
@@ -24,7 +26,18 @@ def main() -> None:
     if params.task.source.hub is not None:
         runtime["source_commit"] = pins.verify_source(params.task)
     json_files.write("metrics/runtime/prepare.json", runtime)
-    print(f"prepare: {report.summary()}")
+    for warning in report.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"prepare: {report.summary()}" + ("; see plots/prepare/skipped.csv" if report.skipped else ""))
+
+
+def _warn_of_tiny(params: Params) -> None:
+    if params.model.name == "tiny" and params.task.source.badges is None:
+        print(
+            "warning: params.yaml: model: 'tiny' is a demonstration for car_badges and knows nothing of other "
+            "pictures; use a real model, e.g. `-S model=450M`",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -48,14 +48,24 @@ def test_every_badge_has_an_icon():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_loads(name):
+def test_a_model_loads_and_its_file_begins_with_the_command_that_uses_it(name):
     model = load_model(name)
+    first = (ROOT / "configs" / "models" / f"{name}.yaml").read_text().splitlines()[0]
+    assert first == "# dvc repro" if name == "tiny" else first.startswith(f"# dvc exp run -S model={name} ")
     assert model.folder is not None or re.fullmatch(r"[\w-]+/[\w.-]+", model.id)
 
 
+# What the model files named before the parts were read off the module tree.
+PATTERNS = {
+    "language": r"^model\.language_model\..*\.(q_proj|k_proj|v_proj|out_proj|in_proj|w1|w2|w3)$",
+    "projector": r"^model\.multi_modal_projector\.(linear_1|linear_2)$",
+    "vision": r"^model\.vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$",
+}
+
+
 @pytest.fixture(scope="module")
-def linear_layers() -> list[str]:
-    """The names of an LFM2-VL's linear and convolution layers; the names depend on the kinds of layers only."""
+def lfm2_vl():
+    """An LFM2-VL without weights; the names of its layers depend on the kinds of layers only."""
     import torch
     from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
 
@@ -64,21 +74,22 @@ def linear_layers() -> list[str]:
     vision = {"model_type": "siglip2_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
               "num_attention_heads": 2, "patch_size": 16, "num_patches": 64, "vision_use_head": False}  # fmt: skip
     with torch.device("meta"):
-        model = Lfm2VlForConditionalGeneration(Lfm2VlConfig(text_config=text, vision_config=vision, image_token_id=396))
+        return Lfm2VlForConditionalGeneration(Lfm2VlConfig(text_config=text, vision_config=vision, image_token_id=396))
+
+
+@pytest.mark.parametrize("part", lora.PARTS)
+def test_the_derived_presets_of_lora_are_all_linear_layers_of_their_part_and_nothing_else(part, lfm2_vl):
+    names = [name for name, _ in lfm2_vl.named_modules()]
+    derived = {name for name in names if re.fullmatch(lora.derived_pattern(lfm2_vl, part), name)}
+    assert derived == {name for name in names if re.fullmatch(PATTERNS[part], name)}
+    assert derived
+    assert all(lora.part(name) == part for name in derived)
+
+
+def test_a_lora_on_all_parts_leaves_out_the_output_layer_the_convolution_and_the_patch_embedding(lfm2_vl):
+    import torch
+
+    pattern = lora.pattern_for(lfm2_vl, "language+projector+vision", {}, "key")
     kinds = (torch.nn.Linear, torch.nn.Conv1d)
-    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_presets_of_lora_are_all_of_their_parts_and_nothing_else(name, linear_layers):
-    """PEFT takes a string as a pattern that has to match a module's whole name."""
-    patterns = load_model(name).lora_modules
-    matched = {part: {layer for layer in linear_layers if re.fullmatch(patterns[part], layer)} for part in lora.PARTS}
-    wanted = [layer for layer in linear_layers if not layer.endswith(("lm_head", ".conv.conv", "patch_embedding"))]
-    assert matched == {part: {layer for layer in wanted if lora.part(layer) == part} for part in lora.PARTS}
-    assert {layer.rpartition(".")[2] for layer in matched["language"] | matched["projector"]} == set(
-        "q_proj k_proj v_proj out_proj in_proj w1 w2 w3 linear_1 linear_2".split()
-    )
-    for pattern in patterns.values():
-        assert pattern.startswith("^")
-        assert pattern.endswith("$")
+    left = [name for name, m in lfm2_vl.named_modules() if isinstance(m, kinds) and not re.fullmatch(pattern, name)]
+    assert sorted(name.rpartition(".")[2] for name in left) == ["conv", "lm_head", "patch_embedding"]

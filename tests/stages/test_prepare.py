@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -31,6 +32,24 @@ def work(tmp_path):
     return tmp_path
 
 
+def with_pets(work: Path, model: str) -> None:
+    """Gives the working directory a task of cats and dogs, of which one cat cannot be read, and a model."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (work / "pets" / label).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 256, (9, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(work / "pets" / label / f"{i}.png")
+    (work / "pets/cat/7.png").write_bytes(b"")
+    (work / "configs/tasks/pets.yaml").write_text(
+        "source: {folder: pets}\nlabels: [cat, dog]\nprompt: {user: Which?}\n"
+    )
+    params = (work / "params.yaml").read_text()
+    (work / "params.yaml").write_text(
+        params.replace("model: tiny", f"model: {model}").replace("task: car_badges", "task: pets")
+    )
+
+
 def prepare(work: Path, stage: str = "prepare") -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", f"stages.{stage}"],
@@ -47,7 +66,7 @@ def written(work: Path) -> dict[str, bytes]:
     return {file.relative_to(work).as_posix(): file.read_bytes() for file in files}
 
 
-def test_the_stage_writes_its_files_and_twice_the_same(work):
+def test_the_stage_writes_its_files_and_the_same_ones_again(work):
     first = prepare(work)
     assert first.returncode == 0, first.stderr
     assert first.stdout == "prepare: 40 train, 6 validation, 20 test; 0 pictures left out\n"
@@ -69,17 +88,19 @@ def test_the_stage_writes_its_files_and_twice_the_same(work):
     assert 0 <= smallest <= 66 / 31 <= largest
     assert metrics == {
         "train_rows": 40, "validation_rows": 6, "test_rows": 20, "left_out": 0, "classes": 31,
-        "duplicates_dropped": 0, "conflicts_dropped": 0, "unreadable_skipped": 0,
+        "duplicates_dropped": 0, "conflicts_dropped": 0, "unreadable_skipped": 0, "other_classes_left_out": 0,
+        "blank": 0, "tiny_pictures": 0,
     }  # fmt: skip
     runtime = json.loads(files["metrics/runtime/prepare.json"])
     assert runtime["seconds"] > 0
     assert runtime["images_per_second"] == pytest.approx(66 / runtime["seconds"], rel=0.05)
 
+    assert "knows nothing" not in first.stderr
     assert files["plots/prepare/skipped.csv"] == b"id,kind,reason\n"
     assert dataset.count(work / "data/test.parquet") == 20
 
 
-def test_describe_draws_what_prepare_has_written(work):
+def test_describe_draws_what_prepare_wrote(work):
     assert prepare(work, "describe").stderr.startswith("error: data/train.parquet: no such file; `dvc repro prepare`")
     prepare(work)
     result = prepare(work, "describe")
@@ -90,6 +111,32 @@ def test_describe_draws_what_prepare_has_written(work):
     assert {tuple(sorted(row)) for row in rows} == {("count", "label", "split")}
     assert sum(int(row["count"]) for row in rows if row["split"] == "test") == 20
     assert Image.open(work / "plots/describe/samples.png").width > 500
+
+
+@pytest.mark.parametrize("model", ["tiny", "450M"])
+def test_a_task_of_ones_own_ends_with_one_line_and_warns_of_tiny(work, model):
+    with_pets(work, model)
+    result = prepare(work)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (
+        "prepare: 40 train, 6 validation, 20 test; 1 picture left out (1 unreadable); see plots/prepare/skipped.csv\n"
+    )
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: params.yaml: model: ")]
+    assert warnings == [
+        "warning: params.yaml: model: 'tiny' is a demonstration for car_badges and knows nothing of other pictures; use a "
+        "real model, e.g. `-S model=450M`"
+    ] * (model == "tiny")
+    assert (work / "plots/prepare/skipped.csv").read_text() == "id,kind,reason\ncat/7.png,unreadable,is empty\n"
+
+
+def test_fewer_rows_than_labels_is_a_warning_and_no_error(work):
+    with_pets(work, "450M")
+    params = (work / "params.yaml").read_text()
+    (work / "params.yaml").write_text(params.replace("  test: 20", "  test: 1"))
+    result = prepare(work)
+    assert result.returncode == 0
+    warning = "warning: params.yaml: prepare: 1 test row for 2 labels, none for 'cat'; ask for more rows"
+    assert warning in result.stderr.splitlines()
 
 
 def test_wrong_input_is_one_line_and_exit_code_1(work):

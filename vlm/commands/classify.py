@@ -1,4 +1,4 @@
-"""`python -m vlm classify photo.jpg --adapter models/adapter`: labels and their probabilities for your own pictures."""
+"""`python -m vlm classify photo.jpg --adapter models/adapter`: prints labels with probabilities for your pictures."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm.config import pins
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Event, Log
 from vlm.config.models import load_model
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classification:
-    """A file's labels with their probabilities, the most probable first; or why it could not be read."""
+    """The labels of a file with their probabilities, the most probable first; or why the file could not be read."""
 
     file: Path
     labels: list[tuple[str, float]]
@@ -34,9 +35,10 @@ class Classification:
 def classify(
     files: list[Path], params: Params, adapter: str | None = None, emit: Emit = lambda event: None
 ) -> Iterator[Classification]:
-    """One for every file, in order, in batches of evaluation.batch_size, or smaller ones if memory wants them.
+    """Yields one classification for each file, in order.
 
-    Raises InputError for a wrong model, and if not even one picture fits into the device's memory.
+    Classifies evaluation.batch_size pictures at once, or fewer if memory is short. Raises InputError if the model
+    cannot be loaded, or if not even one picture fits into the device's memory.
     """
     import torch
 
@@ -44,7 +46,7 @@ def classify(
 
     loaded, processor = loading.load(params.model, params.image, adapter)
     posterior, task = Posterior(loaded, processor, params.task), params.task
-    # Pictures of all sizes are welcome: without padding where a shared prefix forbids it.
+    # The pictures may differ in size. Where prompts of a batch must be equally long, take one picture at a time.
     size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
 
     def ask(images: "Sequence[Image.Image]") -> "torch.Tensor":
@@ -66,26 +68,26 @@ def classify(
 
 
 def _read(file: Path) -> "Image.Image | str":
-    """The picture, or why there is none."""
+    """The picture, or why it could not be read."""
     try:
-        return pictures.upright(file.read_bytes())
+        return pictures.upright(pictures.read_file(file))
     except pictures.Unreadable as error:
         return str(error)
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The files among `paths`, and the pictures, by their suffix, in the folders among them and below."""
-    from PIL import Image
+    """The files among `paths`, and the pictures in the folders among them and in their subfolders.
 
-    suffixes = Image.registered_extensions()
+    In a folder, a file is a picture if its suffix says so, whether or not it can be read; hidden files are left out.
+    Raises InputError for a folder without pictures.
+    """
+    suffixes = pictures.suffixes()
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
+        inside = [path / name for name in pins.visible_files(path) if Path(name).suffix.lower() in suffixes]
         if not inside:
             raise InputError(f"{path}: has no pictures in it")
         files += inside
@@ -96,16 +98,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
     parser.add_argument("--model", metavar="NAME", help="configs/models/NAME.yaml (default: params.yaml's)")
     parser.add_argument("--task", metavar="NAME", help="configs/tasks/NAME.yaml (default: params.yaml's)")
-    parser.add_argument("--adapter", metavar="FOLDER", help="a fine-tuned model's, models/adapter (default: none)")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a fine-tuned adapter, e.g. models/adapter (default: none)")
     parser.add_argument(
-        "--top", type=int, default=3, metavar="N", help="how many labels to show of each picture (default: 3)"
+        "--top", type=int, default=3, metavar="N", help="how many labels to show for each picture (default: 3)"
     )
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
 
 
 def main(asked: argparse.Namespace) -> int:
     if asked.top < 1:
-        raise InputError(f"--top: {asked.top} should be at least 1")
+        raise InputError(f"--top: {asked.top}: should be at least 1")
     params = load_params()
     chosen = {"model": load_model(asked.model)} if asked.model else {}
     chosen |= {"task": load_task(asked.task)} if asked.task else {}

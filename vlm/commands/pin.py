@@ -34,9 +34,9 @@ def pin_task(name: str) -> str:
     if source.badges is not None:
         return f"{file}: badges are rendered from the seed; there is nothing to pin"
     if source.folder is not None:
-        if not Path(source.folder).is_dir():
+        if not source.folder_path.is_dir():
             raise InputError(f"{file}: source.folder: {source.folder!r} is no folder here")
-        return _write(file, ["source", "sha256"], pins.folder_hash(Path(source.folder)))
+        return _write(file, ["source", "sha256"], pins.folder_hash(source.folder_path))
     found = hub.resolve(source.hub, source.revision, "dataset", f"{file}: source.hub")
     if source.expect is not None:
         for key, rows in hub_datasets.count_rows(task, found).items():

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +33,7 @@ _FORGET_AFTER = 30 * 24 * 3600  # seconds; unfinished work that nobody came back
 @contextmanager
 def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
     """Runs `job` in its folder (see `reserved`), and yields the folder. Scalars go to trackers, DVCLive's to `live`."""
+    _end_with_dvc()
     with reserved(key(job)) as (directory, bar), ExitStack() as stack:
         if any(directory.iterdir()):
             bar(Log("going on with what an earlier run has finished"))
@@ -48,6 +51,22 @@ def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Pat
         else:
             job.run(directory, emit)
         yield directory
+
+
+def _end_with_dvc() -> None:
+    """Interrupts this process, a stage's, when the `dvc` that started it is gone: it would compute for nobody.
+
+    What is finished is kept. A stage that was started by hand runs on.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def gpus() -> int:
@@ -102,7 +121,7 @@ def key(job: "Job") -> str:
     It does not change with the code that measures, draws or transports, nor with the keys of the model's file that say
     where the model can run: unfinished work is still found after a change of those.
     """
-    digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu", "memory_gib"}}))
+    digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu"}}))
     digest.update(" ".join(version(library) for library in ("torch", "transformers", "peft", "trl")).encode())
     packages = [Path(vlm.__file__).parent / package for package in job.PACKAGES]
     code = [file for package in packages for file in sorted(package.rglob("*.py"))]

@@ -1,18 +1,21 @@
-"""Draws a job's events for whoever watches: a bar on a terminal, a few lines in a log file."""
+"""Draws a job's events for whoever watches: a bar on a terminal, a few lines elsewhere."""
 
 import sys
+import threading
 import time
 
 from tqdm import tqdm
 
 from vlm.config.events import Log, Progress, Scalars
 
-_LINES = 4  # per bar, where there is no terminal
-_BETWEEN_LINES = 20.0  # seconds at least
+# Without a terminal, a bar is a few lines.
+_LINES = 4
+_BETWEEN_LINES = 20.0  # seconds at least, but for the last
+_SILENCE = 30.0  # seconds at most
 
 
 class ProgressBar:
-    """`with ProgressBar() as emit: job.run(directory, emit)`. Another total or unit begins another bar; to stderr."""
+    """`with ProgressBar() as emit: job.run(directory, emit)`, on stderr. Another total or unit begins another bar."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -50,30 +53,50 @@ class ProgressBar:
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self._lines is not None:
+            self._lines.close()
         self._bar = self._lines = self._current = None
 
 
 class _Lines:
-    """A line at every quarter of a long job and at the end of every job."""
+    """Prints a line at every quarter of a long job, at the end of every job, and after _SILENCE without one."""
 
     def __init__(self, first: Progress) -> None:
         self._first = first.done
+        self._last = first
         self._started = self._printed = time.monotonic()
-        # What begins at its end, for an earlier run has done it all, is said too.
+        # A job that is complete when it begins, because an earlier run has done it all, gets its line, too.
         self._quarter = first.done * _LINES // max(first.total, 1) if first.done < first.total else -1
+        self._closed = threading.Event()
+        # A thread, because a batch of a large model on a CPU can take minutes.
+        threading.Thread(target=self._break_silence, daemon=True).start()
 
     def show(self, event: Progress) -> None:
-        now = time.monotonic()
+        self._last = event
         quarter = event.done * _LINES // max(event.total, 1)
         finished = event.done >= event.total
-        if quarter == self._quarter or not (finished or now - self._printed >= _BETWEEN_LINES):
-            return
-        self._quarter, self._printed = quarter, now
+        if quarter != self._quarter and (finished or time.monotonic() - self._printed >= _BETWEEN_LINES):
+            self._quarter = quarter
+            self._print()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _break_silence(self) -> None:
+        while not self._closed.wait(1.0):
+            if time.monotonic() - self._printed >= _SILENCE:
+                self._print()
+
+    def _print(self) -> None:
+        event, now = self._last, time.monotonic()
+        self._printed = now
         elapsed = now - self._started
         rate = (event.done - self._first) / elapsed if elapsed else 0.0
         line = f"{event.done}/{event.total} {event.unit}"
+        if rate or event.done < event.total:
+            line += f" in {tqdm.format_interval(elapsed)}"
         if rate:
-            line += f" in {tqdm.format_interval(elapsed)}, {rate:.1f}/s"
-        if not finished and rate:
+            line += f", {rate:.1f}/s" if rate >= 1 else f", {rate:.2f}/s"
+        if event.done < event.total and rate:
             line += f", {tqdm.format_interval((event.total - event.done) / rate)} to go"
         print(line, file=sys.stderr, flush=True)

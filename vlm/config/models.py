@@ -29,7 +29,7 @@ class ModelOptions(Frozen):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    learning_rate: float = Field(default=0.0002, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=0.0002, gt=0)
     # LoRA's presets: a pattern over module names for each part. A part without one is derived from the module tree.
     lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
 
@@ -42,7 +42,6 @@ class _Model(Frozen):
     revision: str | None = None  # Hub commit, or sha256:... of a folder; written by `python -m vlm pin`
     runs_on_cpu: bool = False
     gpu: str = "L4"  # on Modal, unless params.yaml's modal.gpu says otherwise; one of configs/gpus.yaml
-    memory_gib: float | None = Field(default=None, gt=0)  # estimate of the GPU memory that an evaluation needs
 
 
 class _ModelFile(_Model):

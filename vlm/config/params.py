@@ -20,7 +20,7 @@ class PrepareParams(Frozen):
 
 
 class ImageParams(Frozen):
-    max_tokens: int | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0, le=32_768)  # LFM2-VL's context; most models use 64 to 2,000
     splitting: bool | None = None
 
 
@@ -109,6 +109,8 @@ def load_params(path: str = "params.yaml") -> Params:
             f"{path}: finetune.micro_batch: {finetune.micro_batch} does not divide finetune.batch_size, "
             f"{finetune.batch_size}"
         )
+    if not any(finetune.lr_scale.model_dump().values()):
+        raise InputError(f"{path}: finetune.lr_scale: 0 for every part trains nothing; give one a factor above 0")
     return params
 
 

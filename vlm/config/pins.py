@@ -34,6 +34,8 @@ def resolved_model(model: ModelConfig) -> ModelConfig:
             f"{file}: id: {model.id!r} is no folder here, and revision is a folder's hash; "
             "`git checkout` or `dvc pull` brings the folder back"
         )
+    if model.id.startswith((".", "/", "~")) or model.id.split("/")[0] == "models":
+        raise InputError(f"{file}: id: there is no folder {model.id!r}; put the model there, or give an id of the Hub")
     found = hub.commit(model.id, model.revision, "model", f"{file}: id")
     if found.since is not None:
         _warn_moving(file, "revision", model.revision, found)
@@ -53,7 +55,7 @@ def verify_source(task: Task) -> str | None:
     """
     file, source = file_of("tasks", task.name), task.source
     if source.folder is not None:
-        _verify_folder(Path(source.folder), source.sha256, file, "source.sha256")
+        _verify_folder(source.folder_path, source.sha256, file, "source.sha256")
     if source.hub is None:
         return None
     found = hub.commit(source.hub, source.revision, "dataset", f"{file}: source.hub")

@@ -4,9 +4,10 @@ import json
 import re
 from collections import Counter
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlm.config.yaml_files import Frozen, named_file, validate
 
@@ -47,6 +48,12 @@ class Source(Frozen):
     metadata: str | None = None
     sha256: str | None = None
 
+    @property
+    def folder_path(self) -> Path:
+        """Where `folder` is: relative to the repository, of which `dvc exp run --temp` and `--queue` run a copy."""
+        assert self.folder is not None
+        return _in_repository(self.folder)
+
     @model_validator(mode="after")
     def _one_kind(self) -> "Source":
         kinds = [kind for kind in ("badges", "hub", "folder") if getattr(self, kind) is not None]
@@ -71,13 +78,21 @@ class Columns(Frozen):
 
 
 class Prompt(Frozen):
-    """`{labels}` in either text stands for the labels, one a line."""
+    """`{labels}` in either text stands for the labels, one on each line."""
 
     system: str | None = None
     user: str
     # Where the picture stands in the question. With `last`, all before it is the same for every picture, and structured
     # evaluation runs it once.
     image: Literal["first", "last"] = "first"
+
+    @field_validator("system", "user")
+    @classmethod
+    def _known_placeholders(cls, text: str | None) -> str | None:
+        for found in re.findall(r"\{\s*(\w+)\s*\}", text or ""):
+            if found != "labels" and found.casefold().rstrip("s") == "label":
+                raise ValueError(f"{{{found}}} is no placeholder; the list of labels is {{labels}}")
+        return text
 
 
 class Task(Frozen):
@@ -91,6 +106,8 @@ class Task(Frozen):
     columns: Columns = Columns()
     # What the data calls a class -> its label here; without it the data's own names (or numbers) are the labels.
     classes: dict[str, str] | None = None
+    # Pictures of a class that is no label here: an error, or left out of the splits and listed.
+    other_classes: Literal["error", "leave_out"] = "error"
     labels: tuple[str, ...] = Field(min_length=1, strict=False)
     aliases: dict[str, list[str]] = Field(default={})
     prompt: Prompt
@@ -106,9 +123,11 @@ class Task(Frozen):
         untidy = [label for label in self.labels if label != label.strip() or not label]
         if untidy:
             raise ValueError(f"labels: {untidy[0]!r} is empty or has white space around it; strip it")
-        for label in self.aliases:
+        for label, aliases in self.aliases.items():
             if label not in self.labels:
                 raise ValueError(f"aliases: {label!r} is not one of the labels")
+            if not all(_plain(alias) for alias in aliases):
+                raise ValueError(f"aliases.{label}: an alias is empty or has no letter or digit; remove it")
         names = Counter(
             plain for label in self.labels for plain in {_plain(name) for name in (label, *self.aliases.get(label, []))}
         )
@@ -131,6 +150,18 @@ class Task(Frozen):
     @property
     def _icons(self) -> dict[str, str] | None:
         return self.source.badges.icons if self.source.badges else None
+
+    def doubts(self) -> list[str]:
+        """One line for each thing in the task's file that is allowed and probably not meant."""
+        file, found = f"configs/tasks/{self.name}.yaml", []
+        if "{labels}" not in f"{self.prompt.system or ''}{self.prompt.user}":
+            found.append(f"{file}: prompt: does not list the labels, so the model has to guess them; {{labels}} does")
+        folded: dict[str, str] = {}
+        for label in self.labels:
+            other = folded.setdefault(label.casefold(), label)
+            if other != label:
+                found.append(f"{file}: labels: {other!r} and {label!r} differ only in case")
+        return found
 
     def conversation(self, image: Any = None) -> list[dict]:
         """The chat up to the model's turn: system prompt (plain text, as every template takes it), picture, question.
@@ -194,6 +225,21 @@ class Task(Frozen):
 def load_task(name: str) -> Task:
     """Reads configs/tasks/<name>.yaml. Raises InputError."""
     return validate(Task, *named_file(name, "tasks"))
+
+
+def _in_repository(folder: str) -> Path:
+    """The path of `folder`. If it does not exist and we run in DVC's copy of a repository, looks in the repository.
+
+    `dvc exp run --temp` and `--queue` run in a copy under REPOSITORY/.dvc/tmp/exps that has only what is in git, so a
+    folder that git ignores is missing there, and `../flowers` points to another place.
+    """
+    path = Path(folder)
+    if path.exists():
+        return path
+    for parent in Path.cwd().parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps") and (parent.parents[2] / folder).exists():
+            return (parent.parents[2] / folder).resolve()
+    return path
 
 
 def _plain(text: str) -> str:

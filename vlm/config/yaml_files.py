@@ -13,7 +13,7 @@ from vlm.config.errors import InputError
 class Frozen(BaseModel):
     """Configuration read from YAML: immutable, and a key that nothing reads is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=Frozen)

@@ -1,7 +1,7 @@
-"""The data sets' files, data/{train,validation,test}.parquet: how they are written and read.
+"""Writes and reads the splits, data/{train,validation,test}.parquet.
 
-A row is an id (string), an image (struct of bytes and path: `datasets` and the Hub's viewer know it as a picture) and a
-label (string). The images are upright 8-bit RGB, JPEG or PNG.
+A row has an id (string), an image (struct of bytes and path, which `datasets` and the Hub's viewer show as a picture)
+and a label (string). The images are upright 8-bit RGB, JPEG or PNG.
 """
 
 import io
@@ -19,7 +19,7 @@ from PIL import Image
 
 from vlm.config.errors import InputError
 
-_ROW_GROUP = 16  # rows; few, for readers take single rows in an order of their own, and a group is read as a whole
+_ROW_GROUP = 16  # rows. Small, because readers take single rows in random order, and each reads a whole group
 
 # `datasets` reads its features from the parquet file's metadata.
 _STRING = {"dtype": "string", "_type": "Value"}
@@ -42,7 +42,7 @@ class Row:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a split as its rows come. Equal rows give equal files, byte for byte."""
+    """Writes a split, streaming `rows`. Equal rows give equal files, byte for byte."""
     rows = iter(rows)
     with pq.ParquetWriter(path, _SCHEMA, compression="none", use_dictionary=["label"]) as writer:
         while group := list(islice(rows, _ROW_GROUP)):
@@ -51,7 +51,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def count(path: str | Path) -> int:
-    """Rows of a split. Raises InputError if there is no such file."""
+    """The number of rows of a split. Raises InputError if there is no such file."""
     return _open(path).metadata.num_rows
 
 
@@ -62,7 +62,7 @@ def ids_and_labels(path: str | Path) -> tuple[list[str], list[str]]:
 
 
 def image_sizes(path: str | Path) -> Iterator[tuple[int, int]]:
-    """Every picture's (width, height) in pixels, in order, from its header. Raises InputError if there is no file."""
+    """(width, height) in pixels of each picture, in order, from its header. Raises InputError if there is no file."""
     file = _open(path)
     for batch in file.iter_batches(batch_size=_ROW_GROUP, columns=["image"]):
         for image in batch.column("image").to_pylist():
@@ -70,9 +70,9 @@ def image_sizes(path: str | Path) -> Iterator[tuple[int, int]]:
 
 
 class Reader:
-    """Rows of a split by their number, from 0. Holds one row group. Raises InputError if there is no such file.
+    """Reads rows of a split by number, from 0. Keeps one row group in memory; threads may share a reader.
 
-    Threads may share one.
+    Raises InputError if there is no such file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -83,6 +83,7 @@ class Reader:
         self._lock = Lock()
 
     def rows(self, numbers: Iterable[int]) -> list[Row]:
+        """The rows with these numbers, in the order of `numbers`."""
         found = []
         with self._lock:
             for number in numbers:
@@ -98,6 +99,6 @@ def _open(path: str | Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; `dvc repro prepare` or `dvc pull` brings it") from None
+        raise InputError(f"{path}: no such file; `dvc repro prepare` writes it, `dvc pull` fetches it") from None
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: is no parquet file ({error}); `dvc repro -f prepare` writes it anew") from None
+        raise InputError(f"{path}: is not a parquet file ({error}); `dvc repro -f prepare` writes it again") from None

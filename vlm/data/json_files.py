@@ -1,4 +1,4 @@
-"""Flat JSON files, as DVC compares them."""
+"""Writes and reads flat JSON files, the form of metrics that DVC compares."""
 
 import json
 import math
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def write(path: str | Path, values: Mapping[str, float | int | str]) -> None:
-    """Writes flat JSON, all of it or none, floats with six significant digits so that files are readable and stable.
+    """Writes flat JSON, all of it or nothing. Floats get six significant digits, so files are readable and stable.
 
     Raises ValueError for a nested value, NaN or infinity.
     """
     path, rounded = Path(path), {}
     for name, value in values.items():
         if not isinstance(value, float | int | str) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"{path}: {name}: {value!r} is not a finite number or a text")
+            raise ValueError(f"{path}: {name}: {value!r} is not a finite number or text")
         rounded[name] = float(f"{value:.6g}") if isinstance(value, float) else value
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,7 +1,7 @@
-"""predictions/<name>.parquet: a model's answers to a split, one row a sample, in the split's order.
+"""predictions/<name>.parquet: a model's answers to a split, one row per sample, in the split's order.
 
-Columns: id, label (the truth), text (what the model wrote), predicted (a label, or null when the text is none) and
-probabilities (a list over the task's labels, or null where the decoding gives none). There are no times in it, so equal
+Columns: id, label (the truth), text (what the model wrote), predicted (a label, or null if the text is not a label) and
+probabilities (a list over the task's labels, or null if the decoding gives none). The file holds no times, so equal
 results are equal files.
 """
 
@@ -41,5 +41,7 @@ def read(name: str) -> "pd.DataFrame":
 
     path = Path("predictions", f"{name}.parquet")
     if not path.exists():
-        raise InputError(f"{path}: no such file; `dvc repro {name.removesuffix('_raw')}` or `dvc pull` brings it")
+        raise InputError(
+            f"{path}: no such file; `dvc repro {name.removesuffix('_raw')}` writes it, `dvc pull` fetches it"
+        )
     return pd.read_parquet(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from vlm.config.events import Emit, Progress
+from vlm.config.events import Emit, Log, Progress
 from vlm.config.models import ModelConfig
 from vlm.config.params import ImageParams, Params
 from vlm.config.task import Task
@@ -89,6 +89,7 @@ class Evaluation:
         from vlm.evaluation import decoding
         from vlm.evaluation.posterior import Posterior
         from vlm.evaluation.runner import BatchRunner
+        from vlm.evaluation.trie import answer_tokens
         from vlm.models import loading
 
         total = dataset.count(self.data)
@@ -104,6 +105,14 @@ class Evaluation:
             took[name] = record.samples - before, time.perf_counter() - started
 
         if self.raw_tokens:
+            shortest = min(map(len, answer_tokens(processor, self.task)))
+            if self.raw_tokens < shortest:
+                emit(
+                    Log(
+                        f"warning: params.yaml: evaluation.max_new_tokens: {self.raw_tokens} is too few for any answer "
+                        f"in full; the shortest has {shortest} tokens"
+                    )
+                )
             run(_RAW, self.data, decoding.raw(model, processor, self.raw_tokens))
         if self.engine == "outlines":
             run(_STRUCTURED, self.data, decoding.outlines(model, processor, self.task))

@@ -1,1 +1,1 @@
-"""Predictions -> metrics, tables and pictures. Cheap: nothing here needs a model."""
+"""From predictions to metrics, tables and pictures. Cheap: nothing here runs a model."""

@@ -1,4 +1,4 @@
-"""The picture of the stages' accuracies."""
+"""The bar chart of the accuracy of every stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from vlm.measuring.pictures import BLUE, DARK, DPI, GREY, rasterised, save
 
 
 def accuracy(path: Path, rows: Sequence[tuple[str, float, float, float]]) -> None:
-    """Draws a bar with its interval for every (name, accuracy, low, high), all of them fractions."""
+    """Writes a PNG with one bar per row (name, accuracy, low, high): fractions, the last two an interval."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.2 + 1.7 * len(rows), 4.2), dpi=2 * DPI, layout="constrained")

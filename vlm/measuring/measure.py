@@ -1,4 +1,4 @@
-"""One table of predictions -> metrics/<name>.json and plots/<name>/."""
+"""Measures one table of predictions and writes metrics/<name>.json and plots/<name>/."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from vlm.measuring import metrics, sheets, tables
 
 
 def measure(name: str, task: Task, data: str) -> dict[str, float | int]:
-    """Measures predictions/<name>.parquet, whose samples are the split `data`. Returns all metrics.
+    """Measures predictions/<name>.parquet and returns all metrics. `data` is the path of the split that was predicted.
 
-    Writes metrics/<name>.json (see HEADLINES in metrics.py), and plots/<name>/ with details.json, which has all
-    metrics, the tables that `dvc plots` draws, and the contact sheet mistakes.png.
+    Writes metrics/<name>.json, which has the metrics that metrics.HEADLINES lists, and plots/<name>/: details.json with
+    all metrics, the CSV files that `dvc plots` draws, and mistakes.png, a contact sheet of wrong answers.
     """
     answers = predictions.read(name)
-    found = json_files.read(f"predictions/{name}.json")  # what the evaluation found besides its answers
+    found = json_files.read(f"predictions/{name}.json")  # what the evaluation reports besides its answers
     values = metrics.of(answers, task, found.get("temperature"))
     plots = Path("plots", name)
     tables.write(plots, answers, task.labels)

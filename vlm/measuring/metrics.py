@@ -1,6 +1,6 @@
-"""Predictions -> numbers. Every sample is in every denominator: a text that is no label is a wrong answer.
+"""Computes metrics from predictions. All samples count: an answer that is not a label is a wrong answer.
 
-`predictions` is a table as vlm/data/predictions.py describes it.
+`predictions` is always a table as vlm/data/predictions.py describes it.
 """
 
 import math
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from vlm.config.task import Task
 
-# What goes into metrics/<name>.json, so that `dvc metrics show` is at most 160 columns wide; details.json has them all.
+# The metrics in metrics/<name>.json: few, so that `dvc metrics show` fits into 160 columns. details.json has all.
 HEADLINES = ("accuracy", "low", "high", "valid", "log_loss")
 
 
 def of(predictions: "pd.DataFrame", task: "Task", temperature: float | None = None) -> dict[str, float | int]:
-    """All metrics of a table of predictions: of raw answers, or of structured ones with or without probabilities.
+    """All metrics that apply to the predictions: those of probabilities if there are any, else those of raw answers.
 
-    `temperature` is the one that was fitted on validation, if any. Raises ValueError if there are no predictions, or a
-    label that is not one of the task's.
+    `temperature` is the one that was fitted on the validation split; None leaves out the calibrated metrics. Raises
+    ValueError if there are no predictions, or if they contain a label that is not one of the task's.
     """
     values = classification(predictions, task.labels)
     if has_probabilities(predictions):
-        del values["valid"]  # 1 by construction
+        del values["valid"]  # always 1
         values |= posterior(predictions, task.labels)
     else:
         values |= lenient(predictions, task)
@@ -38,10 +38,10 @@ def of(predictions: "pd.DataFrame", task: "Task", temperature: float | None = No
 
 
 def classification(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, float | int]:
-    """Accuracy with its Wilson 95 % interval (low, high), the fraction of valid answers, balanced accuracy, macro F1.
+    """Number of samples, accuracy and its 95 % Wilson interval (low, high), valid, balanced accuracy and macro F1.
 
-    Balanced accuracy and macro F1 are means over the labels that occur as the truth. Raises ValueError if there are no
-    predictions, or a label that is not one of `labels`.
+    `valid` is the fraction of answers that are a label. Balanced accuracy and macro F1 are means over the labels that
+    occur as the truth. Raises ValueError if there are no predictions, or if they contain a label not in `labels`.
     """
     from sklearn.metrics import f1_score, recall_score
 
@@ -61,16 +61,19 @@ def classification(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[s
 
 
 def has_probabilities(predictions: "pd.DataFrame") -> bool:
+    """Whether every answer comes with probabilities, as those of structured evaluation do."""
     return bool(predictions["probabilities"].notna().all())
 
 
 def posterior(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, float]:
-    """How good the labels' probabilities are; {} for predictions without any.
+    """How good the probabilities over the labels are; {} for predictions without probabilities.
 
-    top_3_accuracy; log_loss in nats; brier_score, the squared distance between the probabilities and the truth, 0 to 2
-    (G. W. Brier, Monthly Weather Review 78 (1950), 1-3); ece, the expected calibration error over 15 bins of equal
-    mass (as in M. Minderer et al., NeurIPS 2021); accuracy_at_C, the accuracy on the C % of samples of which the model
-    is surest.
+    - top_3_accuracy: how often the truth is among the three most probable labels.
+    - log_loss: mean negative log-likelihood of the truth, in nats.
+    - brier_score: mean squared distance between the probabilities and the one-hot truth, 0 to 2 (G. W. Brier, Monthly
+      Weather Review 78 (1950), 1-3).
+    - ece: expected calibration error over 15 bins of equal mass (as in M. Minderer et al., NeurIPS 2021).
+    - accuracy_at_C, for C = 50, 80, 90, 95: accuracy on the C % of the samples with the highest confidence.
     """
     import numpy as np
     from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
@@ -90,22 +93,25 @@ def posterior(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, f
     confidence, right = confidence_and_hits(predictions)
     bins = reliability(confidence, right)
     values["ece"] = float(sum(n * abs(p - accuracy) for n, p, accuracy in bins) / len(right))
-    surest_first = np.argsort(-confidence, kind="stable")
+    most_confident_first = np.argsort(-confidence, kind="stable")
     for coverage in (50, 80, 90, 95):
-        kept = surest_first[: math.ceil(len(right) * coverage / 100)]
+        kept = most_confident_first[: math.ceil(len(right) * coverage / 100)]
         values[f"accuracy_at_{coverage}"] = float(right[kept].mean())
     return values
 
 
 def calibrated(predictions: "pd.DataFrame", fitted: float, labels: Sequence[str]) -> dict[str, float]:
-    """The probability metrics after temperature scaling (vlm/evaluation/temperature.py), as calibrated_<name>."""
+    """calibrated_log_loss, calibrated_brier_score and calibrated_ece: `posterior` after temperature scaling.
+
+    `fitted` is the temperature (vlm/evaluation/temperature.py).
+    """
     scaled = temperature.apply(predictions["probabilities"], fitted)
     after = posterior(predictions.assign(probabilities=list(scaled)), labels)
     return {f"calibrated_{name}": after[name] for name in ("log_loss", "brier_score", "ece")}
 
 
 def confidence_and_hits(predictions: "pd.DataFrame") -> "tuple[np.ndarray, np.ndarray]":
-    """(samples,) the probability of the predicted label, and whether it is right."""
+    """Two arrays of shape (samples,): the probability of the most probable label, and whether the answer is right."""
     import numpy as np
 
     confidence = np.array([max(probabilities) for probabilities in predictions["probabilities"]])
@@ -113,7 +119,7 @@ def confidence_and_hits(predictions: "pd.DataFrame") -> "tuple[np.ndarray, np.nd
 
 
 def reliability(confidence: "np.ndarray", right: "np.ndarray", bins: int = 15) -> list[tuple[int, float, float]]:
-    """(samples, mean confidence, accuracy) of each of `bins` bins with as equal a number of samples as can be."""
+    """(samples, mean confidence, accuracy) per bin, least confident first. Bin sizes differ by at most one."""
     import numpy as np
 
     order = np.argsort(confidence, kind="stable")
@@ -122,7 +128,7 @@ def reliability(confidence: "np.ndarray", right: "np.ndarray", bins: int = 15) -
 
 
 def lenient(predictions: "pd.DataFrame", task: "Task") -> dict[str, float]:
-    """Accuracy when a label also counts that stands, alone, inside a longer text."""
+    """lenient_accuracy: also accepts a longer text that contains exactly one label (Task.parse_leniently)."""
     right = 0
     for label, text, predicted in predictions[["label", "text", "predicted"]].itertuples(index=False):
         answer = predicted if isinstance(predicted, str) else task.parse_leniently(text)
@@ -131,16 +137,16 @@ def lenient(predictions: "pd.DataFrame", task: "Task") -> dict[str, float]:
 
 
 def truth_and_answers(predictions: "pd.DataFrame", labels: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The truth and the answers ("" where the text is no label), a sample each, and the labels that occur as the truth.
+    """The true label and the answer of every sample, and the labels that occur as the truth, in the order of `labels`.
 
-    "" makes an invalid answer a miss of its own class and a false alarm of no other. Raises ValueError if there are no
-    predictions, or a label that is not one of `labels`.
+    An answer that is not a label is "": a false negative for the true label and a false positive for no label. Raises
+    ValueError if there are no predictions, or if they contain a label that is not in `labels`.
     """
     if predictions.empty:
         raise ValueError("there are no predictions to measure")
     truth, predicted = list(predictions["label"]), [p if isinstance(p, str) else "" for p in predictions["predicted"]]
     unknown = sorted({*truth, *predicted} - {*labels, ""})
     if unknown:
-        raise ValueError(f"the predictions have a label {unknown[0]!r}, which is not one of the task's")
+        raise ValueError(f"the predictions contain the label {unknown[0]!r}, which is not one of the task's")
     occurring = set(truth)
     return truth, predicted, [label for label in labels if label in occurring]

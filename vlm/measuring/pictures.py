@@ -1,4 +1,4 @@
-"""Drawing text and pictures with matplotlib so that equal inputs give equal files, small enough for git."""
+"""Drawing with matplotlib. Equal input gives equal files, and they are small enough for git."""
 
 from functools import cache
 from pathlib import Path
@@ -11,47 +11,48 @@ if TYPE_CHECKING:
 DPI = 100
 DARK, GREY, RED, BLUE = "#222222", "#707070", "#b3261e", "#3b75af"
 
-# Tried in this order for a character that DejaVu Sans, which comes with matplotlib, does not have.
+# Tried in this order for characters that DejaVu Sans, the font that comes with matplotlib, does not have.
 _FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "Microsoft YaHei")
 
 
 @cache
 def _fonts() -> list[str]:
-    """The font families for texts: one that is always installed, and the fallbacks that are installed here."""
+    """The font families to draw text with: DejaVu Sans, and those fallback fonts that are installed on this machine."""
     import logging
 
     from matplotlib.font_manager import get_font_names
 
-    logging.getLogger("matplotlib.font_manager").setLevel(
-        logging.ERROR
-    )  # it reports fonts that lack the requested weight
+    # Else it warns about every font that lacks the requested weight.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     installed = set(get_font_names())
     return ["DejaVu Sans", *(font for font in _FALLBACK_FONTS if font in installed)]
 
 
 @cache
 def _characters() -> frozenset[int]:
+    """The code points that at least one of the fonts can draw."""
     from matplotlib.font_manager import findfont, get_font
 
     return frozenset().union(*(get_font(findfont(font)).get_charmap() for font in _fonts()))
 
 
 def put_text(figure: "Figure", text: str, x: int, y: int, room: int, **style: Any) -> None:
-    """Writes a text at a place in pixels from the top left, on one line, cut off with an ellipsis to `room` pixels.
+    """Writes one line of text at (x, y) pixels from the top left, shortened to `room` pixels with an ellipsis.
 
-    A character that no font has becomes a question mark in a diamond.
+    Characters that no font has become U+FFFD, the replacement character. `style` goes to matplotlib's Figure.text.
     """
     text = "".join(c if ord(c) in _characters() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
     width, height = figure.bbox.size
     place = x / width, 1 - y / height
     artist = figure.text(*place, text, va="center_baseline", fontfamily=_fonts(), parse_math=False, **style)
-    end = min(len(text), room)  # no character is narrower than a pixel
+    end = min(len(text), room)  # as every character is at least a pixel wide
     while end and artist.get_window_extent().width > room:
         end -= 1
         artist.set_text(text[:end].rstrip() + "…")
 
 
 def rasterised(figure: "Figure") -> "Image.Image":
+    """Draws a figure into an RGB image of figsize times dpi pixels."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -62,6 +63,6 @@ def rasterised(figure: "Figure") -> "Image.Image":
 
 
 def save(image: "Image.Image", path: str | Path) -> None:
-    """Writes a PNG; saved by matplotlib it would name its version."""
+    """Writes a PNG. Pillow does it because matplotlib would write its own version into the file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "PNG", optimize=True)

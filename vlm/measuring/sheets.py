@@ -1,4 +1,4 @@
-"""Contact sheets: PNGs of samples, and of the samples that a model got wrong."""
+"""Contact sheets: PNGs of a split's samples and of the samples that a model got wrong."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MISTAKES = 48  # pictures in mistakes.png
+_COLUMNS = 8  # pictures per row
 
-# A contact sheet, in pixels
-_COLUMNS = 8
-_BOX = 112  # what a picture fits into
-_CELL = 130  # from one picture to the next
+# Sizes in pixels
+_BOX = 112  # pictures are scaled to fit into a square of this side
+_CELL = 130  # distance from one picture to the next
 _MARGIN = _CELL - _BOX
-_LINE = 16  # of text
-_TITLE = 40
+_LINE = 16  # height of a line of text
+_TITLE = 40  # height of the title
 
 
 def samples(path: str | Path, data: str | Path, labels: Sequence[str], count: int = 64) -> None:
-    """A contact sheet of up to `count` samples of a split, spread over the labels, in the order of `labels`."""
+    """Writes a contact sheet of up to `count` samples of the split `data`, the same number per label if possible.
+
+    The samples are in the order of `labels`. If there are more labels than `count`, only some are shown, evenly spaced.
+    """
     import pyarrow.parquet as pq
 
     of_label: dict[str, list[str]] = {label: [] for label in labels}
@@ -34,7 +37,7 @@ def samples(path: str | Path, data: str | Path, labels: Sequence[str], count: in
     for id_, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
         of_label[label].append(id_)
     shown = _spread([label for label in labels if of_label[label]], count)
-    # One of each label, then a second one, and so on.
+    # Choose one sample of each label, then a second of each, and so on.
     rounds = sorted((nth, i) for i, label in enumerate(shown) for nth in range(len(of_label[label])))
     chosen = [(shown[i], of_label[shown[i]][nth]) for i, nth in sorted((i, nth) for nth, i in rounds[:count])]
     files = _read_pictures(data, {id_ for _, id_ in chosen})
@@ -44,14 +47,14 @@ def samples(path: str | Path, data: str | Path, labels: Sequence[str], count: in
 
 @dataclass(frozen=True)
 class _Tile:
-    """A picture file and the lines under it, each a text and its colour."""
+    """A picture file and the lines below it, each as (text, colour)."""
 
     picture: bytes
     lines: tuple[tuple[str, str], ...]
 
 
 def mistakes(path: Path, predictions: "pd.DataFrame", labels: Sequence[str], data: str | Path) -> None:
-    """A contact sheet of up to 48 wrong answers, in the order of `labels`: the picture, the truth, the answer."""
+    """Writes a contact sheet of up to 48 wrong answers: picture, true label and answer, in the order of `labels`."""
     place = {label: number for number, label in enumerate(labels)}
     wrong = predictions[predictions["label"] != predictions["predicted"]].assign(
         place=lambda table: table["label"].map(place)
@@ -80,7 +83,7 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def _read_pictures(data: str | Path, ids: Iterable[str]) -> dict[str, bytes]:
-    """The picture files of the samples `ids` by id. Holds those and a few row groups of the rest."""
+    """{id: picture file} of the samples `ids`. Keeps only these in memory, besides a few row groups while reading."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -94,7 +97,7 @@ def _read_pictures(data: str | Path, ids: Iterable[str]) -> dict[str, bytes]:
 
 
 def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
-    """Tiles in rows of eight under a title."""
+    """Draws the tiles in rows of eight below a title and writes the PNG."""
     import numpy as np
     from matplotlib.figure import Figure
     from PIL import Image
@@ -114,7 +117,7 @@ def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
             put_text(figure, text, *centre, _CELL - 6, ha="center", fontsize=8, color=colour)
     figure.figimage(np.asarray(sheet))
     drawn = rasterised(figure)
-    # A palette is a third of the size. What is nearly white in it is white, or the page would be a little grey.
+    # With a palette the file is a third of the size. Its nearly white colours become white: quantizing greys the page.
     palette = drawn.quantize(256, Image.Quantize.MEDIANCUT)
     colours = np.reshape(palette.getpalette(), (-1, 3))
     colours[colours.min(axis=1) > 245] = 255
@@ -123,11 +126,11 @@ def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
 
 
 def _fitted(picture: bytes) -> "Image.Image":
-    """A picture file as RGB, as large as the box allows."""
+    """Decodes a picture and scales it, up or down, until it just fits into the box. RGB."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(picture))
-    image.draft("RGB", (2 * _BOX, 2 * _BOX))  # lets the JPEG decoder skip detail that is scaled away
+    image.draft("RGB", (2 * _BOX, 2 * _BOX))  # lets the JPEG decoder skip detail that would be lost in scaling
     scale = _BOX / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

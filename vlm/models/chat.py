@@ -15,14 +15,16 @@ def prompt(processor: "ProcessorMixin", task: Task) -> str:
 
 
 def messages(processor: "ProcessorMixin", task: Task) -> list[dict]:
-    """The task's conversation in a form of which the template leaves nothing out.
+    """The task's conversation in a form that the template writes out completely.
 
-    Templates differ in how they take a system prompt: LFM2.5-VL's wants plain text, SmolVLM's a list of parts (it drops
-    plain text, and says nothing), others refuse the role, and then it stands before the question. The first that is
-    written out is taken. Raises InputError for a template that is missing or writes none of them out.
+    Templates differ in how they take a system prompt: LFM2.5-VL's wants plain text; SmolVLM's wants a list of parts,
+    and silently drops plain text; others refuse the role, and then it stands before the question. Returns the first
+    form that is written out. Raises InputError if there is no template or it writes out none of them, and for a prompt with
+    special tokens in it.
     """
     import jinja2
 
+    _require_no_special_tokens(processor, task)
     plain = task.conversation()
     system = task.prompt.system and plain[0]["content"]
     forms = [plain]
@@ -42,6 +44,19 @@ def messages(processor: "ProcessorMixin", task: Task) -> list[dict]:
         f"configs/tasks/{task.name}.yaml: prompt: the model's chat template writes no such question; is it a template "
         "for text and pictures?"
     )
+
+
+def _require_no_special_tokens(processor: "ProcessorMixin", task: Task) -> None:
+    special = [*processor.tokenizer.all_special_tokens, getattr(processor, "image_token", None)]
+    texts = {"prompt.system": task.prompt.system or "", "prompt.user": task.prompt.user}
+    texts |= {"labels": "\n".join(task.labels)}
+    for key, text in texts.items():
+        for token in filter(None, special):
+            if token in text:
+                raise InputError(
+                    f"configs/tasks/{task.name}.yaml: {key}: {token!r} is a special token of this model, which only "
+                    "its chat template may write; write something else"
+                )
 
 
 def _render(processor: "ProcessorMixin", conversation: list[dict]) -> str:

@@ -38,8 +38,8 @@ def load(
     import torch
     from transformers import AutoModelForImageTextToText
 
-    _require_memory(config)
     processor = load_processor(config, image)
+    _require_memory(config, require_files(config))
     with _one_line(config):
         model = AutoModelForImageTextToText.from_pretrained(
             config.id,
@@ -94,23 +94,39 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
     return processor
 
 
-def _require_memory(config: ModelConfig) -> None:
+def _require_memory(config: ModelConfig, folder: Path) -> None:
+    """Raises InputError if the GPU cannot hold an evaluation: the weights in their dtype and half as much again."""
     import torch
 
-    if config.memory_gib is None or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return
-    there = torch.cuda.get_device_properties(0).total_memory / 2**30
-    if there < config.memory_gib:
+    needed = 1.5 * _parameters(folder) * getattr(torch, config.dtype).itemsize / 2**30
+    available = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if available < needed:
         raise InputError(
-            f"configs/models/{config.name}.yaml: memory_gib: {config.memory_gib:g} is the estimate, and "
-            f"{torch.cuda.get_device_name()} has {there:.0f}; a larger GPU or a smaller model would do"
+            f"configs/models/{config.name}.yaml: id: {config.id!r} needs about {needed:.0f} GiB of GPU memory, and "
+            f"{torch.cuda.get_device_name()} has {available:.0f}; take a larger GPU or a smaller model"
         )
 
 
-def require_files(config: ModelConfig) -> None:
-    """Downloads what is not yet in the cache: configuration, tokenizer, processor and weights as safetensors, no code.
+def _parameters(folder: Path) -> int:
+    """The number of weights in a model's folder, from the headers of its files."""
+    from math import prod
 
-    Before transformers looks for them, for it neither waits for a Hub that is busy nor tries a torn connection again.
+    from safetensors import safe_open
+
+    count = 0
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def require_files(config: ModelConfig) -> Path:
+    """The model's folder, downloaded if it is not yet in the cache: configuration, tokenizer, processor, weights.
+
+    The weights are safetensors, and no code is downloaded. It happens before transformers looks for the files, because
+    transformers neither waits for a busy Hub nor retries a broken connection. Raises InputError.
     """
     key = f"configs/models/{config.name}.yaml: id"
     folder = config.folder
@@ -124,6 +140,7 @@ def require_files(config: ModelConfig) -> None:
             f"{key}: {config.id!r} has no weights as safetensors (model.safetensors); other formats can run code when "
             "they are loaded, and are not"
         )
+    return folder
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Where pictures come from, and how they are split. Only the stage prepare and commands import it."""
+"""Reads pictures from their source and draws the splits. Imported by the stage prepare and by commands only."""

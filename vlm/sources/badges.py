@@ -1,7 +1,7 @@
-"""Renders the embedded data set: photos of badges, from brand icons.
+"""Renders the embedded data set: photos of badges, made from brand icons.
 
-The icons are those of simple-icons-pack (CC0; the trademarks belong to their owners). A badge comes about as in the
-world: a surface, the emblem on it seen from some side, the light and what stands in front of it, and the camera.
+The icons come from simple-icons-pack (CC0; the trademarks belong to their owners). A badge is rendered in the order in
+which a photo comes about: the surface, the emblem on it in perspective, the light, objects in front, and the camera.
 """
 
 import io
@@ -23,7 +23,7 @@ class UnknownIcon(ValueError):
 
 @cache
 def icon(name: str) -> Image.Image:
-    """The shape of an icon as an 8-bit mask of 256 x 256 pixels. Raises UnknownIcon."""
+    """An icon's shape as an 8-bit mask of 256 x 256 pixels. Raises UnknownIcon."""
     import resvg_py
     import simple_icons_pack
 
@@ -37,8 +37,8 @@ def icon(name: str) -> Image.Image:
 def render(name: str, rng: np.random.Generator, severity: float = 1.0) -> bytes:
     """One badge as a JPEG of 128 x 128 pixels.
 
-    `severity` scales everything that makes a badge hard to read: 0 is a clean, frontal icon on a varied surface, 1 the
-    task's photos. The result is a function of the arguments and the generator's state.
+    `severity` scales everything that makes a badge hard to read, from 0 (a clean, frontal icon on a varied surface) to
+    1 (hardly readable). Equal arguments and generator states give equal bytes.
     """
     scene = _surface(rng, severity)
     scene = _put_emblem(scene, icon(name), rng, severity)
@@ -48,16 +48,16 @@ def render(name: str, rng: np.random.Generator, severity: float = 1.0) -> bytes:
 
 
 def rng_for(seed: int, stream: int, index: int) -> np.random.Generator:
-    """The generator of sample `index` of a stream (a split). Streams, and samples within one, are independent."""
+    """The generator for sample `index` of a stream (a split). Streams are independent, and so are their samples."""
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(stream, index)))
 
 
 def render_split(
     names: Sequence[str], count: int, seed: int, stream: int, severity: float, workers: int
 ) -> Iterator[tuple[int, bytes]]:
-    """`count` badges of a split in order, as (index into `names`, JPEG bytes), rendered by `workers` processes.
+    """Yields `count` badges in order, as (index into `names`, JPEG bytes), rendered by `workers` processes.
 
-    Every sample draws its own class, so class counts vary as in a random sample; sample i is the same whatever `count`.
+    Each sample draws its own class, so class counts vary as in a random sample. Sample i does not depend on `count`.
     """
     sample = partial(_sample, tuple(names), seed, stream, severity)
     if workers <= 1:
@@ -74,7 +74,7 @@ def _sample(names: tuple[str, ...], seed: int, stream: int, severity: float, ind
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A colour of any hue; greys, as on most cars, are twice as likely as chance."""
+    """A random colour, RGB from 0 to 255; three in ten are grey, as most cars are."""
     colour = rng.uniform(0, 255, 3)
     return np.full(3, colour.mean()) if rng.random() < 0.3 else colour
 
@@ -84,13 +84,13 @@ def _luminance(colour: np.ndarray) -> float:
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Noise with features of SIZE / cells pixels, values in about -1 to 1, shape (SIZE, SIZE)."""
+    """Noise with features of SIZE / cells pixels and values from about -1 to 1; shape (SIZE, SIZE)."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 def _surface(rng: np.random.Generator, severity: float) -> np.ndarray:
-    """What the badge sits on: a plain, shaded, striped or mottled surface; float array (SIZE, SIZE, 3), 0 to 255."""
+    """A plain, shaded, striped or mottled surface behind the badge; float array (SIZE, SIZE, 3), 0 to 255."""
     base, other = _colour(rng), _colour(rng)
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
     angle = rng.uniform(0, 2 * np.pi)
@@ -109,7 +109,7 @@ def _surface(rng: np.random.Generator, severity: float) -> np.ndarray:
 
 
 def _contrasting(rng: np.random.Generator, background: np.ndarray, severity: float) -> np.ndarray:
-    """A colour whose luminance differs from the background's by at least 110 (clean) to 50 (severe) of 255."""
+    """A colour whose luminance differs from the background's by at least 110 (severity 0) to 50 (severity 1) of 255."""
     needed = 110 - 60 * severity
     for _ in range(50):
         colour = _colour(rng)
@@ -119,7 +119,7 @@ def _contrasting(rng: np.random.Generator, background: np.ndarray, severity: flo
 
 
 def _perspective(rng: np.random.Generator, severity: float) -> list[float]:
-    """Coefficients of PIL's PERSPECTIVE transform, from the scene back to the icon: random size, place, turn, tilt."""
+    """Coefficients of PIL's PERSPECTIVE transform, scene to icon, for a random size, position, rotation and tilt."""
     size = SIZE * rng.uniform(0.80 - 0.30 * severity, 0.92)
     slack = (SIZE - size) / 2 + 6 * severity
     centre = SIZE / 2 + rng.uniform(-slack, slack, 2)
@@ -137,7 +137,7 @@ def _perspective(rng: np.random.Generator, severity: float) -> list[float]:
 
 
 def _put_emblem(scene: np.ndarray, mask: Image.Image, rng: np.random.Generator, severity: float) -> np.ndarray:
-    """The emblem on the scene: often on a plate, flat or shaded like metal, sometimes with a shadow."""
+    """Puts the emblem on the scene: on a plate or not, flat or shaded like metal, with a shadow or not."""
     coefficients = _perspective(rng, severity)
 
     def warp(image: Image.Image) -> np.ndarray:
@@ -171,7 +171,7 @@ def _put_emblem(scene: np.ndarray, mask: Image.Image, rng: np.random.Generator, 
 
 
 def _light(scene: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
-    """Uneven light, exposure, tint and now and then a glare."""
+    """Adds uneven light, exposure, a tint and sometimes a glare."""
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     slope = rng.uniform(0, 0.8 * severity)
@@ -186,7 +186,7 @@ def _light(scene: np.ndarray, rng: np.random.Generator, severity: float) -> np.n
 
 
 def _occlude(scene: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
-    """Twigs, straps and stickers in front of the badge: up to two bars or blocks."""
+    """Draws up to two bars or blocks in front of the badge, like twigs, straps and stickers."""
     image = Image.fromarray(scene.astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.binomial(2, 0.45 * severity))):
@@ -202,7 +202,7 @@ def _occlude(scene: np.ndarray, rng: np.random.Generator, severity: float) -> np
 
 
 def _photograph(scene: np.ndarray, rng: np.random.Generator, severity: float) -> bytes:
-    """The camera: defocus, low resolution, sensor noise and JPEG compression."""
+    """Applies the camera: low resolution, defocus, sensor noise and JPEG compression. Returns the JPEG file."""
     image = Image.fromarray(scene.astype(np.uint8))
     if rng.random() < 0.3 * severity:
         side = int(rng.integers(40, 80))

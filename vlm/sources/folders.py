@@ -3,73 +3,105 @@
 import csv
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlm.config import pins
 from vlm.config.errors import InputError
 from vlm.config.task import Task
-from vlm.sources.pool import Pool, to_labels
+from vlm.sources import pictures
+from vlm.sources.pool import Pool, make_pool
 
 
-def folder_pool(task: Task, folder: Path) -> Pool:
-    file = f"configs/tasks/{task.name}.yaml"
+def folder_pool(task: Task) -> Pool:
+    """The pictures of a folder task; ids are paths relative to the folder. Raises InputError."""
+    file, folder = f"configs/tasks/{task.name}.yaml", task.source.folder_path
     if not folder.is_dir():
-        raise InputError(f"{file}: source.folder: {task.source.folder!r} is no folder here")
+        raise InputError(
+            f"{file}: source.folder: {task.source.folder!r} is no folder here; it is relative to the repository, so it "
+            f"should be {folder.absolute()}"
+        )
     pins.verify_source(task)
     if task.source.metadata is not None:
         rows = _metadata_rows(task, folder / task.source.metadata)
     else:
-        # What lies beside the folders of labels (a README, a licence) has no label.
+        # Files beside the folders of labels (a README, a licence) have no label.
         rows = [(name, name.split("/")[0]) for name in pins.visible_files(folder) if "/" in name]
     if not rows:
-        raise InputError(f"{file}: source.folder: {task.source.folder!r} has no pictures; it should hold LABEL/PICTURE")
+        raise InputError(
+            f"{file}: source.folder: {task.source.folder!r} has no pictures; it should hold LABEL/PICTURE, or "
+            "source.metadata should name a CSV or JSONL file in it"
+        )
     ids = [name for name, _ in rows]
-    paths = [folder / name for name in ids]
-    labels = to_labels(task, [label for _, label in rows], ids)
-    return Pool(ids, labels, [range(len(ids))], lambda shard: (path.read_bytes for path in paths))
+    readers = [partial(pictures.read_file, folder / name) for name in ids]
+    return make_pool(task, ids, [label for _, label in rows], [range(len(ids))], lambda shard: iter(readers))
 
 
 def _metadata_rows(task: Task, path: Path) -> list[tuple[str, str]]:
-    """(picture's path in the folder, its class) from a CSV or JSONL file."""
+    """(picture's path in the folder, its class) from a CSV or JSONL file. Raises InputError."""
     rows = []
     for line, row in _read_metadata(path):
-        values = []
-        for key, columns in (("image", [task.columns.image]), ("label", task.columns.labels)):
-            missing = [column for column in columns if row.get(column) in (None, "")]
-            if missing:
-                raise InputError(
-                    f"{path}: line {line}: has no {missing[0]!r}, only {', '.join(map(str, row))}; "
-                    f"columns.{key} of configs/tasks/{task.name}.yaml should name its {key}"
-                )
-            values.append(" ".join(str(row[column]) for column in columns))
-        name = PurePosixPath(values[0])
+        image = _cell(task, path, line, row, "image", task.columns.image)
+        classes = [_cell(task, path, line, row, "label", column) for column in task.columns.labels]
+        name = PurePosixPath(image)
         if name.is_absolute() or ".." in name.parts:
-            raise InputError(f"{path}: line {line}: {values[0]!r} should be a path inside {task.source.folder}")
-        rows.append((str(name), values[1]))
+            raise InputError(f"{path}: line {line}: {image!r} should be a path inside {task.source.folder}")
+        rows.append((str(name), " ".join(classes)))
+    if not rows:
+        raise InputError(f"{path}: has no rows; add one for each picture")
     return rows
 
 
+def _cell(task: Task, path: Path, line: int, row: dict[str, Any], key: str, column: str) -> str:
+    """The text of a cell. Raises InputError if there is no such column, or if the cell is empty."""
+    if column not in row:
+        names = ", ".join(str(name) for name in row if name is not None)
+        advice = f"columns.{key} of configs/tasks/{task.name}.yaml should name the column that holds the {key}"
+        if len(row) == 1 and any(separator in names for separator in ";\t"):
+            advice = "the columns should be separated by commas"
+        raise InputError(f"{path}: line {line}: has no column {column!r}, only {names}; {advice}")
+    if row[column] in (None, ""):
+        wanted = {"image": "a picture's path, relative to source.folder", "label": "the picture's label"}[key]
+        raise InputError(f"{path}: line {line}: column {column!r} is empty; it should hold {wanted}")
+    return str(row[column])
+
+
 def _read_metadata(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a metadata file with their line numbers."""
+    """The rows of a metadata file with their line numbers. Raises InputError."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise InputError(f"{path}: should be a .csv or .jsonl file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix not in (".csv", ".jsonl"):
-                raise InputError(f"{path}: should be a .csv or .jsonl file")
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file)
-                for row in reader:
-                    yield reader.line_num, row
-            else:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        row = json.loads(line)
-                        if not isinstance(row, dict):
-                            raise InputError(f"{path}: line {number}: should be an object, {{...}}")
-                        yield number, row
+            yield from _read_csv(path, file) if path.suffix == ".csv" else _read_jsonl(path, file)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; source.metadata names it, relative to source.folder") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {number}: is no JSON: {error.msg}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV or JSONL in UTF-8: {error}") from None
+
+
+def _read_csv(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(file)
+    if not reader.fieldnames:
+        raise InputError(f"{path}: is empty; its first line should name the columns")
+    empty = True
+    for row in reader:
+        empty = False
+        yield reader.line_num, row
+    if empty:
+        raise InputError(f"{path}: has only a header ({', '.join(reader.fieldnames)}); add a row for each picture")
+
+
+def _read_jsonl(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: line {number}: is not JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: line {number}: should be an object, {{...}}")
+        yield number, row

@@ -1,4 +1,4 @@
-"""A data set of the Hub: its label columns first, then only the files that the splits need."""
+"""A data set of the Hub. Fetches the label columns of all files first, then only the files that the splits need."""
 
 import fnmatch
 import hashlib
@@ -17,12 +17,14 @@ import yaml
 from vlm.config import hub, pins
 from vlm.config.errors import InputError
 from vlm.config.task import Task
-from vlm.sources.pool import Pool, to_labels
+from vlm.sources.pictures import Unreadable
+from vlm.sources.pool import Pool, make_pool
 
 _BATCH = 64  # rows of a Hub data set in memory at once
 
 
 def hub_pools(task: Task) -> dict[str, Pool]:
+    """The pools of a Hub task by key of its source: "train", and "test" if it names a test split. Raises InputError."""
     commit = pins.verify_source(task)
     found = {
         key: _hub_pool(task, commit, split, _index(task, commit, key, split))
@@ -46,7 +48,7 @@ def count_rows(task: Task, commit: str) -> dict[str, int]:
 def _compare_with_expected(task: Task, found: dict[str, int]) -> None:
     source, file = task.source, f"configs/tasks/{task.name}.yaml"
     if source.expect is None or source.expect.revision != source.revision:
-        return  # the counts are of another revision: a change of the revision is meant
+        return  # the counts are those of another revision, so the revision was changed on purpose
     for key, rows in found.items():
         expected = getattr(source.expect, key)
         if expected is not None and rows != expected:
@@ -57,7 +59,7 @@ def _compare_with_expected(task: Task, found: dict[str, int]) -> None:
 
 
 def _hub_pool(task: Task, commit: str, split: str, index: list[tuple[str, list[Any]]]) -> Pool:
-    """The rows of a split's parquet files; ids are `SPLIT-ROW`."""
+    """The rows of a split's parquet files. `index` is from `_index`; ids are `SPLIT-ROW`."""
     key = f"configs/tasks/{task.name}.yaml: source.hub"
     ends = list(accumulate(len(names) for _, names in index))
     shards = [range(end - len(names), end) for end, (_, names) in zip(ends, index, strict=True)]
@@ -70,14 +72,13 @@ def _hub_pool(task: Task, commit: str, split: str, index: list[tuple[str, list[A
             for value in batch.column(0).to_pylist():
                 yield partial(_picture_bytes, value)
 
-    labels = to_labels(task, [name for _, names in index for name in names], ids)
-    return Pool(ids, labels, shards, readers)
+    return make_pool(task, ids, [name for _, names in index for name in names], shards, readers)
 
 
 def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, list[Any]]]:
-    """A split's parquet files, and what each calls the class of each of its rows. Kept in the user's cache directory.
+    """A split's parquet files, each with the names of its rows' classes. Kept in the user's cache directory.
 
-    Only the files' label columns travel for it.
+    Downloads only the label columns of the files.
     """
     source, columns = task.source, [task.columns.image, *task.columns.labels]
     asked = json.dumps([source.hub, commit, split, columns])
@@ -111,7 +112,10 @@ def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, lis
 
 
 def _class_of_each_row(task: Task, split: str, card: dict, shard: Any) -> list[Any]:
-    """What a parquet file calls the class of each of its rows: names, or numbers as text; None where there is none."""
+    """The class of each row of a parquet file: its name, or its number as text, or None for an empty cell.
+
+    Raises InputError if a column is missing.
+    """
     file = pq.ParquetFile(shard)
     for key, columns in (("image", [task.columns.image]), ("label", task.columns.labels)):
         for column in columns:
@@ -133,15 +137,15 @@ def _class_of_each_row(task: Task, split: str, card: dict, shard: Any) -> list[A
 
 
 def _picture_bytes(value: Any) -> bytes:
-    """The bytes in a cell of a `datasets.Image` column, or of a plain binary one."""
+    """The bytes in a cell of a `datasets.Image` column or of a plain binary column. Raises Unreadable."""
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise OSError("holds no bytes of a picture")
+        raise Unreadable("has no picture in its cell")
     return data
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, card: dict, column: str) -> list[str] | None:
-    """What a label column's integers stand for, as `datasets` writes it into a parquet file or else into the card."""
+    """The names of a label column's integers, from the metadata that `datasets` writes or else from the card."""
     features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     if isinstance(features.get(column), dict) and "names" in features[column]:
         return features[column]["names"]
@@ -167,13 +171,13 @@ def _card(path: Path) -> dict:
 
 
 def _patterns(card: dict, split: str) -> list[str]:
-    """Patterns of a split's files: those of the card, else the places where the Hub looks."""
+    """Patterns of a split's files: those of the card, or else the places where the Hub looks."""
     places = [f"data/{split}-*", f"{split}-*.parquet", f"{split}.parquet", f"{split}/*.parquet"]
     return _split_patterns(card).get(split, places)
 
 
 def _split_patterns(card: dict) -> dict[str, list[str]]:
-    """split -> patterns of its files, in the default configuration of a data set's card."""
+    """Patterns of the files of each split, from the default configuration in a data set's card."""
     configs = [config for config in card.get("configs", []) if isinstance(config, dict)]
     configs.sort(key=lambda config: not (config.get("default") or config.get("config_name") == "default"))
     files = configs[0].get("data_files", []) if configs else []

@@ -1,11 +1,11 @@
-"""A task's source -> data/{train,validation,test}.parquet.
+"""Writes a task's pictures to data/{train,validation,test}.parquet.
 
-Which pictures are in which split is a function of the pictures and the seed. Test is drawn first, then validation, so
-that asking for another number of training rows moves nothing in or out of test. Exact copies are dropped before that.
+The pictures and the seed alone decide which pictures are in which split. Exact copies are dropped, then test is drawn
+first, then validation, then train, so asking for another number of training rows changes nothing in test.
 
-A data set of several files is not fetched as a whole for a few rows: see `Deck`. That has a price: copies of which one
-is in a file that was not fetched are not noticed (nor can they do harm: both splits come from fetched files), and rows
-of one file may have more in common than rows of all.
+Of a data set with several files we fetch only the files that the rows need: see `Deck`. This has a price. Copies in
+files that were not fetched are not noticed (they do no harm, as every split comes from fetched files), and rows of one
+file may have more in common than rows of all files.
 """
 
 import csv
@@ -31,22 +31,34 @@ from vlm.sources.splits import Picture, Skipped
 from vlm.sources.store import Store
 
 SPLITS = ("train", "validation", "test")
-_WORTH_PROCESSES = 200  # badges; fewer are rendered sooner than processes start
+_WORTH_PROCESSES = 200  # badges; rendering fewer takes less time than starting processes
+_KINDS = {  # of what is left out, in the summary
+    "unreadable": "unreadable",
+    "duplicate": "duplicate",
+    "conflict": "with conflicting labels",
+    "other": "of other classes",
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `prepare` did: rows by split and label (every label of the task, in its order), and what was left out."""
+    """What `prepare` did.
+
+    `rows` are counts by split and label, with every label of the task in its order. `skipped` are the pictures that are
+    in no split; `blank` and `tiny` are ids of pictures that are in one although they show nothing.
+    """
 
     rows: dict[str, dict[str, int]]
     skipped: tuple[Skipped, ...] = ()
+    blank: tuple[str, ...] = ()
+    tiny: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
         return sum(sum(counts.values()) for counts in self.rows.values())
 
     def details(self) -> dict[str, int]:
-        """Rows by split; labels, and the rows of the rarest and the commonest one over all splits; pictures left out."""
+        """The rows of each split, the size of the smallest and the largest class, and the pictures left out by kind."""
         sizes = [sum(counts[label] for counts in self.rows.values()) for label in self.rows["train"]]
         left_out = Counter(skipped.kind for skipped in self.skipped)
         return {
@@ -58,20 +70,40 @@ class Report:
             "duplicates_dropped": left_out["duplicate"],
             "conflicts_dropped": left_out["conflict"],
             "unreadable_skipped": left_out["unreadable"],
+            "other_classes_left_out": left_out["other"],
+            "blank": len(self.blank),
+            "tiny_pictures": len(self.tiny),
         }
 
     def summary(self) -> str:
-        """A line: the rows of each split, and how many pictures were left out and why."""
+        """One line: the rows of each split, and how many pictures were left out and why."""
         rows = ", ".join(f"{sum(self.rows[split].values())} {split}" for split in SPLITS)
         left_out = Counter(skipped.kind for skipped in self.skipped)
-        reasons = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
-        return f"{rows}; {len(self.skipped)} pictures left out" + (f" ({reasons})" if reasons else "")
+        reasons = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in left_out.most_common())
+        return f"{rows}; {_count(len(self.skipped), 'picture')} left out" + (f" ({reasons})" if reasons else "")
+
+    def warnings(self) -> list[str]:
+        """At most one line about labels without a train or test row, and one about pictures that show nothing."""
+        missing = []
+        for split in ("train", "test"):
+            counts = self.rows[split]
+            without = [label for label, count in counts.items() if count == 0]
+            if without:
+                more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+                rows = sum(counts.values())
+                missing.append(
+                    f"{_count(rows, f'{split} row')} for {len(counts)} labels, none for {without[0]!r}{more}"
+                )
+        lines = [f"params.yaml: prepare: {'; '.join(missing)}; ask for more rows"] if missing else []
+        odd = [(self.blank, "blank (all pixels alike)"), (self.tiny, "tiny (a side of under 8 pixels)")]
+        found = [f"{len(ids)} {kind}: {', '.join(ids[:3])}{', ...' if ids[3:] else ''}" for ids, kind in odd if ids]
+        return lines + ([f"pictures in the splits that show little: {'; '.join(found)}"] if found else [])
 
 
 def prepare(task: Task, rows: PrepareParams, seed: int, directory: Path, emit: Emit) -> Report:
     """Writes train.parquet, validation.parquet and test.parquet into `directory`, all three or none.
 
-    Raises InputError for a source that cannot be read, and for more rows than it has.
+    Raises InputError if the source cannot be read or has fewer rows than asked for.
     """
     work = directory / ".unfinished"
     shutil.rmtree(work, ignore_errors=True)
@@ -87,7 +119,7 @@ def prepare(task: Task, rows: PrepareParams, seed: int, directory: Path, emit: E
 
 
 def write_skipped(path: Path, report: Report) -> None:
-    """A CSV with a row for every picture that was left out."""
+    """Writes a CSV with one row for each picture that was left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -98,7 +130,7 @@ def write_skipped(path: Path, report: Report) -> None:
 
 
 def _write(path: Path, rows: Iterable[Row], total: int, labels: Iterable[str], emit: Emit) -> dict[str, int]:
-    """Writes a split. Returns its rows by label."""
+    """Writes a split. Returns the number of its rows by label."""
     counts = dict.fromkeys(labels, 0)
 
     def counted() -> Iterator[Row]:
@@ -142,21 +174,22 @@ def _from_badges(task: Task, rows: PrepareParams, seed: int, work: Path, emit: E
 
 
 def _pools(task: Task) -> dict[str, Pool]:
-    """The pictures of a folder or Hub task by the name of the split that they are for.
+    """The pictures of a folder or Hub task: the pool "train", and the pool "test" if the source has a test split.
 
-    Always "train"; "test" where the source has a test split, else test is held out of train. Raises InputError.
+    Without a pool "test", the test split is held out of train. Raises InputError.
     """
     if task.source.folder is not None:
-        found = {"train": folder_pool(task, Path(task.source.folder))}
+        found = {"train": folder_pool(task)}
     else:
         found = hub_pools(task)
         held = set(found["test"].labels) if "test" in found else set()
-        if len(held) == 1 < len(task.labels):
+        if len(held) == 1 < len(task.labels) and None not in held:
             raise InputError(
                 f"configs/tasks/{task.name}.yaml: source.test: every row of {task.source.test!r} is labelled "
                 f"{held.pop()!r}, which looks like a placeholder; null holds test out of train"
             )
-    require_all_labels(task, {label for pool in found.values() for label in pool.labels})
+    labels = {label for pool in found.values() for label in pool.labels}
+    require_all_labels(task, labels, [other for pool in found.values() for other in pool.others])
     return found
 
 
@@ -165,7 +198,7 @@ def _from_pictures(task: Task, rows: PrepareParams, seed: int, work: Path, emit:
     decks: dict[str, Deck] = {}
     for name in ("test", "train"):
         if name in pools:
-            # Of copies in test and in train the one in test stays.
+            # If test and train have copies of one picture, the one in test stays.
             decks[name] = Deck(name, pools[name], task.labels, seed, emit, before=decks.get("test"))
     _require_usable(task, decks)
 
@@ -175,8 +208,7 @@ def _from_pictures(task: Task, rows: PrepareParams, seed: int, work: Path, emit:
         drawn[split] = name, decks[name].draw(split, getattr(rows, split), held_out=name != split)
     skipped = [skip for deck in decks.values() for skip in deck.skipped]
     if skipped:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(s.kind for s in skipped).most_common())
-        emit(Log(f"pictures left out: {kinds}; the first: {skipped[0].id} {skipped[0].reason}"))
+        emit(Log(f"{_count(len(skipped), 'picture')} left out; the first: {skipped[0].id} {skipped[0].reason}"))
     _require_usable(task, decks)
 
     with Store(work / "pictures") as store:
@@ -187,11 +219,14 @@ def _from_pictures(task: Task, rows: PrepareParams, seed: int, work: Path, emit:
             name, chosen = drawn[split]
             stored = (Row(picture.id, store.read(name, picture), picture.label) for picture in chosen)
             counts[split] = _write(work / f"{split}.parquet", stored, len(chosen), task.labels, emit)
-    return Report(counts, tuple(skipped))
+    chosen = [picture for _, pictures in drawn.values() for picture in pictures]
+    blank = tuple(picture.id for picture in chosen if picture.inspection.blank)
+    tiny = tuple(picture.id for picture in chosen if picture.inspection.tiny)
+    return Report(counts, tuple(skipped), blank, tiny)
 
 
-def _require_usable(task: Task, decks: "dict[str, Deck]") -> None:
-    """Raises InputError for a label, or all, of which all pictures have been looked at and none can be used."""
+def _require_usable(task: Task, decks: dict[str, Deck]) -> None:
+    """Raises InputError if all pictures were inspected and those of some label, or of all labels, cannot be used."""
     if not all(deck.complete for deck in decks.values()):
         return
     usable = [picture for deck in decks.values() for picture in (*deck.taken, *deck.usable())]
@@ -201,4 +236,13 @@ def _require_usable(task: Task, decks: "dict[str, Deck]") -> None:
             f"configs/tasks/{task.name}.yaml: source: not one picture can be used; the first, {first.id}, "
             f"{first.reason}"
         )
-    require_all_labels(task, {picture.label for picture in usable})
+    missing = set(task.labels) - {picture.label for picture in usable}
+    if missing:
+        raise InputError(
+            f"configs/tasks/{task.name}.yaml: labels: every picture labelled {min(missing)!r} is unreadable, a copy, "
+            "or has a copy with another label; add pictures or remove the label"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -10,7 +10,7 @@ from vlm.sources.pictures import Inspection
 
 @dataclass(frozen=True)
 class Picture:
-    """A readable picture; `index` is its place in its source."""
+    """A readable picture; `index` is its position in its source."""
 
     index: int
     id: str
@@ -20,41 +20,48 @@ class Picture:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is in no split, and why."""
+    """A picture that is in no split, and why: `id` followed by `reason` reads as a sentence."""
 
     id: str
-    kind: Literal["unreadable", "duplicate", "conflict"]
+    kind: Literal["unreadable", "duplicate", "conflict", "other"]
     reason: str
 
 
 def without_copies(pictures: Sequence[Picture], elsewhere: dict[bytes, Picture]) -> tuple[list[Picture], list[Skipped]]:
-    """Of equal pictures the first, and the rest as skipped.
+    """The pictures without copies of one another, and those that were left out.
 
-    None of them stays if their labels differ, for nobody knows which is right, or if one is in `elsewhere` (by the
-    digest of its pixels).
+    Keeps the first of several copies. Keeps none if their labels differ, because nobody knows which label is right,
+    and none if there is a copy in `elsewhere`, a dict from the digest of a picture's pixels to the picture.
     """
-    labels: dict[bytes, set[str]] = {}
-    first: dict[bytes, Picture] = {}
+    copies: dict[bytes, list[Picture]] = {}
     for picture in pictures:
-        digest = picture.inspection.pixels_digest
-        labels.setdefault(digest, set()).add(picture.label)
-        first.setdefault(digest, picture)
+        copies.setdefault(picture.inspection.pixels_digest, []).append(picture)
     kept, skipped = [], []
     for picture in pictures:
         digest = picture.inspection.pixels_digest
-        if len(labels[digest]) > 1:
-            others = " and ".join(sorted(labels[digest] - {picture.label}))
-            skipped.append(Skipped(picture.id, "conflict", f"is labelled {picture.label}, copies of it {others}"))
-        elif digest in elsewhere or first[digest] is not picture:
-            original = elsewhere.get(digest, first[digest])
-            skipped.append(Skipped(picture.id, "duplicate", f"is a copy of {original.id}"))
+        first = copies[digest][0]
+        disagreeing = [copy for copy in copies[digest] if copy.label != picture.label]
+        if disagreeing:
+            skipped.append(Skipped(picture.id, "conflict", _conflict(picture, disagreeing)))
+        elif digest in elsewhere or first is not picture:
+            skipped.append(Skipped(picture.id, "duplicate", _duplicate(picture, elsewhere.get(digest, first))))
         else:
             kept.append(picture)
     return kept, skipped
 
 
+def _conflict(picture: Picture, others: list[Picture]) -> str:
+    more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+    return f"is labelled {picture.label}, but its copy {others[0].id} is labelled {others[0].label}{more}"
+
+
+def _duplicate(picture: Picture, original: Picture) -> str:
+    differs = f", which is labelled {original.label}" if original.label != picture.label else ""
+    return f"is a copy of {original.id}{differs}"
+
+
 def quotas(counts: dict[str, int], wanted: int) -> dict[str, int]:
-    """`wanted` divided among labels in proportion to their counts; fractions go to the largest remainders."""
+    """Divides `wanted` among labels in proportion to their counts; fractions go to the largest remainders."""
     total = sum(counts.values())
     shares = {label: divmod(wanted * count, total) for label, count in counts.items()}
     short = wanted - sum(whole for whole, _ in shares.values())
@@ -63,17 +70,17 @@ def quotas(counts: dict[str, int], wanted: int) -> dict[str, int]:
 
 
 def draw(pictures: Sequence[Picture], quota: dict[str, int], seed: int) -> list[Picture]:
-    """As many of the pictures of every label as `quota` says, all together in a random order.
+    """Draws `quota[label]` pictures of every label and returns all of them in a random order.
 
-    Chance is a hash of seed and picture file, the same on every machine, so that another picture in the source changes
-    little of what is drawn.
+    The random order is by a hash of the seed and the picture's file. It is the same on every machine, and adding a
+    picture to the source changes little of what is drawn.
     """
 
-    def chance(picture: Picture) -> bytes:
+    def random_key(picture: Picture) -> bytes:
         return hashlib.sha256(f"{seed}:".encode() + picture.inspection.bytes_digest).digest()
 
     by_label: dict[str, list[Picture]] = {label: [] for label in quota}
-    for picture in sorted(pictures, key=chance):
+    for picture in sorted(pictures, key=random_key):
         by_label[picture.label].append(picture)
     chosen = [picture for label, number in quota.items() for picture in by_label[label][:number]]
-    return sorted(chosen, key=chance)
+    return sorted(chosen, key=random_key)

@@ -1,4 +1,4 @@
-"""The drawn pictures in a temporary file: a source is read in its own order, splits have another."""
+"""Keeps the drawn pictures in a temporary file, because a source is read in another order than the splits have."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from vlm.sources.splits import Picture
 
 
 class Store:
-    """The drawn pictures, as they will be stored."""
+    """`with Store(path) as store:` holds picture files as the splits will store them; `path` is a temporary file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -22,6 +22,7 @@ class Store:
         self._file.close()
 
     def add(self, name: str, pool: Pool, chosen: list[Picture]) -> None:
+        """Copies the chosen pictures of the pool `name`; those that are not upright RGB JPEG or PNG become PNG."""
         wanted = {picture.index: picture for picture in chosen}
         for shard, of_shard in enumerate(pool.shards):
             if wanted.keys().isdisjoint(of_shard):
@@ -36,6 +37,7 @@ class Store:
                 self._file.write(data)
 
     def read(self, name: str, picture: Picture) -> bytes:
+        """The file of a picture that was added from the pool `name`."""
         start, length = self._places[name, picture.index]
         self._file.seek(start)
         return self._file.read(length)

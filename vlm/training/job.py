@@ -11,6 +11,7 @@ from vlm.config.events import Emit, Log
 from vlm.config.models import ModelConfig
 from vlm.config.params import FinetuneParams, ImageParams
 from vlm.config.task import Task
+from vlm.data import dataset
 from vlm.models import memory, runtime
 from vlm.training import adapter, checkpoints, lora
 
@@ -67,6 +68,13 @@ class FineTuning:
         state = processes()
         emit = reporting.once(emit) if state.is_main_process else reporting.silent
         self._require_trainable_dtype()
+        if dataset.count(self.train) < self.finetune.batch_size:
+            emit(
+                Log(
+                    f"warning: params.yaml: finetune.batch_size: {self.finetune.batch_size} is more than the "
+                    f"{dataset.count(self.train)} training rows: every epoch is one step"
+                )
+            )
         trainer, processor, modules, done_before = self._train_in_memory(directory, state.num_processes, emit)
         state.wait_for_everyone()
         if state.is_main_process:
@@ -158,8 +166,26 @@ class FineTuning:
         return knobs.cache_image_features > 0 and knobs.epochs > 1 and knobs.augment == "none" and frozen
 
     def lora_modules(self, model: "PreTrainedModel") -> dict[str, "torch.nn.Linear"]:
-        """The linear layers that finetune.lora.modules names, by name. Raises InputError, see vlm.training.lora."""
-        return lora.matched_modules(model, self._pattern(model), _PATTERN_KEY)
+        """The linear layers that finetune.lora.modules names, by name.
+
+        Raises InputError for a pattern that does not match as it should (see vlm.training.lora), a rank that is larger
+        than every layer, and learning rates that train none of the layers.
+        """
+        found = lora.matched_modules(model, self._pattern(model), _PATTERN_KEY)
+        knobs = self.finetune
+        widest = max(min(layer.in_features, layer.out_features) for layer in found.values())
+        if knobs.lora.r > widest:
+            raise InputError(
+                f"params.yaml: finetune.lora.r: {knobs.lora.r} is more than the {widest} of the largest layer that is "
+                "adapted; 4 to 64 is usual"
+            )
+        parts = sorted({lora.part(name) for name in found})
+        if not any(getattr(knobs.lr_scale, part) for part in parts):
+            raise InputError(
+                f"params.yaml: finetune.lr_scale: is 0 for {' and '.join(parts)}, the only parts with LoRA: nothing "
+                "would be trained"
+            )
+        return found
 
     def _pattern(self, model: "PreTrainedModel") -> str:
         return lora.pattern_for(model, self.finetune.lora.modules, self.model.lora_modules, _PATTERN_KEY)

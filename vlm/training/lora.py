@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PARTS = ("language", "projector", "vision")
 # Words in a module's dotted name that tell the parts of vision-language models apart; all else is the language model.
 _PROJECTOR = re.compile(r"projector|connector|merger|resampler")
+_PATCH_EMBEDDING = re.compile(r"patch_embed")
 _VISION = re.compile(r"vision|visual|image_tower|vit\b")
 
 
@@ -26,8 +27,11 @@ def part(name: str) -> str:
 
 
 def derived_pattern(model: "PreTrainedModel", wanted: str) -> str | None:
-    """One anchored regular expression for a part's linear layers, the output layer left out; None if it has none."""
-    names = [name for name, _ in _linear_layers(model) if part(name) == wanted]
+    """One anchored regular expression for a part's linear layers; None if it has none.
+
+    The output layer and the layer that embeds the pixels of a patch are left out, as token embeddings are.
+    """
+    names = [n for n, _ in _linear_layers(model) if part(n) == wanted and not _PATCH_EMBEDDING.search(n)]
     if not names:
         return None
     parents = zip(*(name.rpartition(".")[0].split(".") for name in names), strict=False)
@@ -54,10 +58,17 @@ def matched_modules(model: "PreTrainedModel", pattern: str, key: str) -> dict[st
             f"{key}: {pattern!r} matches no module of the model, which has {_examples(model)}; "
             f"or name parts, joined by +: {', '.join(PARTS)}"
         )
+    head = model.get_output_embeddings()
     for name, module in found.items():
+        if module is head:
+            raise InputError(
+                f"{key}: {pattern!r} matches {name}, the output layer, which cannot have LoRA here: only some of its "
+                f"columns are computed; name other layers, for example {_examples(model)}"
+            )
         if not isinstance(module, torch.nn.Linear):
             raise InputError(
-                f"{key}: {pattern!r} matches {name}, a {type(module).__name__}; only linear layers will do"
+                f"{key}: {pattern!r} matches {name or 'the model as a whole'}, a {type(module).__name__}; it should "
+                f"match linear layers only, for example {_examples(model)}"
             )
     for word, with_word, without in _alternatives(pattern):
         if not any(re.fullmatch(with_word, name) and not re.fullmatch(without, name) for name in found):

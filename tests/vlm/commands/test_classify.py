@@ -26,6 +26,7 @@ def photos(tmp_path, task):
         (tmp_path / "photos" / name).write_bytes(jpeg)
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
     (tmp_path / "photos" / "notes.txt").write_text("not asked about")
+    (tmp_path / "photos" / "._a.jpg").write_text("hidden, as macOS leaves them on other disks")
     return tmp_path / "photos"
 
 
@@ -42,14 +43,14 @@ def test_every_file_has_all_labels_the_most_probable_first(photos, at_root):
         assert {label for label, _ in found[name].labels} == set(params.task.labels)
 
 
-def test_pictures_that_do_not_fit_at_once_go_through_in_parts(photos, at_root, no_memory_for):
+def test_batches_that_do_not_fit_in_memory_are_split(photos, at_root, no_memory_for):
     files, params, events = classify.find([photos]), load_params(), []
     whole = list(classify.classify(files, params))
     with no_memory_for(1):
         parts = list(classify.classify(files, params, emit=events.append))
     assert [event.text for event in events] == [
-        "out of memory with 3 samples; going on with 1 at once",
-        "out of memory with 2 samples; going on with 1 at once",
+        "out of memory with 3 samples; going on with 1 at a time",
+        "out of memory with 2 samples; going on with 1 at a time",
     ]
     for one, other in zip(whole, parts, strict=True):
         assert [label for label, _ in one.labels][:1] == [label for label, _ in other.labels][:1]
@@ -78,7 +79,7 @@ def run(*arguments):
     )
 
 
-def test_the_command_says_what_it_could_not_read_and_goes_on(photos):
+def test_the_command_reports_unreadable_files_and_continues(photos):
     done = run(photos, photos / "none.jpg", "--top", "2", "--json")
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -87,7 +88,7 @@ def test_the_command_says_what_it_could_not_read_and_goes_on(photos):
     errors = done.stderr.splitlines()
     assert len(errors) == 2
     assert any("broken.jpg: " in line for line in errors)
-    assert any("none.jpg: no such file" in line for line in errors)
+    assert any("none.jpg: does not exist" in line for line in errors)
     shutil.rmtree(photos / "below")
     done = run(photos / "a.jpg")
     assert done.returncode == 0
@@ -96,7 +97,30 @@ def test_the_command_says_what_it_could_not_read_and_goes_on(photos):
     assert done.stderr == ""
 
 
-def test_what_cannot_be_asked_is_one_line(tmp_path):
+def test_no_picture_in_a_folder_is_skipped_in_silence(tmp_path, monkeypatch, at_root):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    names = {
+        "a.HEIC": heic,
+        "b.heif": heic,
+        "c.avif": b"broken",
+        "d.nef": b"II*\0",
+        "e.pdf": b"",
+        "f.csv": b"",
+        "g": b"",
+    }
+    for name, content in names.items():
+        (tmp_path / name).write_bytes(content)
+    found = {item.file.name: item.error for item in classify.classify(classify.find([tmp_path]), load_params())}
+    assert found == {
+        "a.HEIC": "is HEIC; `pip install pillow-heif` reads it",
+        "b.heif": "is HEIC; `pip install pillow-heif` reads it",
+        "c.avif": "is in no picture format that Pillow can read",
+        "d.nef": "is a camera's raw file; convert it to JPEG or PNG",
+    }
+
+
+def test_wrong_arguments_are_one_line(tmp_path):
     with pytest.raises(InputError, match="has no pictures in it"):
         classify.find([tmp_path])
     done = run("x.jpg", "--adapter", tmp_path)

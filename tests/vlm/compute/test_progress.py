@@ -1,8 +1,10 @@
+import re
 import sys
 import time
 
 import pytest
 
+from vlm.compute import progress
 from vlm.compute.progress import ProgressBar
 from vlm.config.events import Log, Progress, Scalars
 
@@ -17,26 +19,41 @@ def test_without_a_terminal_a_short_job_is_a_line(capsys):
     assert [line.split(" in ")[0] for line in err.splitlines()] == ["100/100 image"]
 
 
-def test_without_a_terminal_a_long_job_is_a_handful_of_lines(capsys, monkeypatch):
-    clock = iter(range(10_000))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, by hand: clock[0] += 10."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_without_a_terminal_a_long_job_is_a_handful_of_lines(capsys, clock):
     with ProgressBar() as emit:
         for done in range(1001):
             emit(Progress(done, 1000, "step"))
+            clock[0] += 0.09  # 22.5 s for a quarter, in which the silence is not long enough for another line
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "250/1000 step in 04:11, 1.0/s, 12:33 to go",
-        "500/1000 step in 08:21, 1.0/s, 08:21 to go",
-        "750/1000 step in 12:31, 1.0/s, 04:10 to go",
-        "1000/1000 step in 16:41, 1.0/s",
+        "250/1000 step in 00:22, 11.1/s, 01:07 to go",
+        "500/1000 step in 00:45, 11.1/s, 00:45 to go",
+        "750/1000 step in 01:07, 11.1/s, 00:22 to go",
+        "1000/1000 step in 01:30, 11.1/s",
     ]
 
 
-def test_a_resumed_job_counts_its_own_rate_only(capsys, monkeypatch):
-    clock = iter([0.0, 10.0, 10.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+def test_without_a_terminal_nobody_waits_longer_than_half_a_minute_for_a_line(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SILENCE", 0.5)
+    with ProgressBar() as emit:
+        emit(Progress(0, 100, "image"))
+        time.sleep(2.3)
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"0/100 image in 00:0[12]", first)
+
+
+def test_a_resumed_job_counts_its_own_rate_only(capsys, clock):
     with ProgressBar() as emit:
         emit(Progress(900, 1000, "image"))
+        clock[0] += 10
         emit(Progress(1000, 1000, "image"))
     assert capsys.readouterr().err == "1000/1000 image in 00:10, 10.0/s\n"
 

@@ -246,7 +246,7 @@ def test_unpinned_stages_use_one_commit_although_the_branch_moves(work, tree, tm
     assert not (work / "log.jsonl").exists() or not downloaded(work)
     newest = run(work, ["-m", "vlm", "pin", "--model", "450M"], moving).stdout.split()[-1]
     assert newest != commit
-    assert f"revision: {newest}\n" in (work / "configs/models/450M.yaml").read_text()
+    assert f"revision: {newest} " in (work / "configs/models/450M.yaml").read_text()
     loaded = run(work, ["load.py", "450M"], moving)
     assert loaded.stdout.split()[-1] == newest
     assert "warning" not in loaded.stderr

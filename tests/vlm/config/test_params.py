@@ -54,7 +54,13 @@ labels: [cat, dog]
 aliases: {cat: [kitten]}
 prompt: {system: null, user: Which?}
 """
-FILES = {"params.yaml": PARAMS, "configs/models/small.yaml": MODEL, "configs/tasks/pets.yaml": TASK}
+GPUS = "dollars_per_second: {L4: 0.0002, H100: 0.001}"
+FILES = {
+    "params.yaml": PARAMS,
+    "configs/models/small.yaml": MODEL,
+    "configs/tasks/pets.yaml": TASK,
+    "configs/gpus.yaml": GPUS,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +125,11 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("alpha: 16", "beta: 16", "params.yaml: finetune.lora.alpha: is missing; add it"),
         ("r: 8,", "r: 8, rank: 8,", "params.yaml: finetune.lora.rank: there is no such key; the keys here are modules, r, alpha, dropout"),
         ("micro_batch: null", "micro_batch: 5", "params.yaml: finetune.micro_batch: 5 does not divide finetune.batch_size, 16"),
+        ("epochs: 2", "epochs: .inf", "params.yaml: finetune.epochs: inf should be a finite number"),
+        ("max_tokens: null", "max_tokens: 100000000", "params.yaml: image.max_tokens: 100000000 should be less than or equal to 32768"),
+        ("{language: 1.0, projector: 1.0, vision: 1.0}", "{language: 0, projector: 0, vision: 0}", "params.yaml: finetune.lr_scale: 0 for every part trains nothing"),
+        ("gpu: null", "gpu: RTX4090", "params.yaml: modal.gpu: 'RTX4090' should be one of L4, H100 (see configs/gpus.yaml)"),
+        ("timeout: 24", "timeout: 99", "params.yaml: modal.timeout: 99 should be less than or equal to 24"),
         ("model: small", "model: large", "params.yaml: model: 'large' has no file configs/models/large.yaml; there are small"),
         ("task: pets", "task: cars", "params.yaml: task: 'cars' has no file configs/tasks/cars.yaml; there are pets"),
         ("model: small", "model: 3", "params.yaml: model: 3 should be the name of a file in configs/models, without .yaml"),
@@ -155,12 +166,12 @@ def test_a_bad_value_in_params_yaml_is_one_line(old, new, message):
         (
             "runs_on_cpu: true",
             "runs_on_gpu: true",
-            "runs_on_gpu: there is no such key; the keys here are id, revision, runs_on_cpu, gpu, memory_gib, options",
+            "runs_on_gpu: there is no such key; the keys here are id, revision, runs_on_cpu, gpu, options",
         ),
         (
             "runs_on_cpu: true",
             "dtype: float32",
-            "dtype: there is no such key; the keys here are id, revision, runs_on_cpu, gpu, memory_gib, options",
+            "dtype: there is no such key; the keys here are id, revision, runs_on_cpu, gpu, options",
         ),
         ("options:\n", "optoins:\n", "optoins: there is no such key; the keys here are id, revision, runs_on_cpu"),
         ("runs_on_cpu: true", "name: small", "name: there is no such key; the file's own name is the name"),
@@ -192,6 +203,8 @@ def test_a_bad_value_in_a_models_file_is_one_line(old, new, message):
         ("{folder: pets}", "{badges: {severity: 1, icon: {cat: a, dog: b}}}", "source.badges."),
         ("user: Which?", "user: null", "prompt.user: null should be text; put it in quotes"),
         (", user: Which?", "", "prompt.user: is missing; add it"),
+        ("user: Which?", "user: 'Which? {label}'", "prompt.user: 'Which? {label}' {label} is no placeholder; the list of labels is {labels}"),
+        ("cat: [kitten]", "cat: ['', kitten]", "aliases.cat: an alias is empty or has no letter or digit; remove it"),
         ("prompt: {", "prompt: {assistant: x, ", "prompt.assistant: there is no such key; the keys here are system, user"),
         ("columns: {image: image, label: label}", "columns: {picture: image}", "columns.picture: there is no such key; the keys here are image, label"),
     ],

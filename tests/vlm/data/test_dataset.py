@@ -77,5 +77,5 @@ def test_a_missing_or_broken_split_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"test\.parquet: no such file; `dvc repro prepare`"):
         dataset.count(tmp_path / "test.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(InputError, match=r"broken\.parquet: is no parquet file"):
+    with pytest.raises(InputError, match=r"broken\.parquet: is not a parquet file"):
         dataset.ids_and_labels(tmp_path / "broken.parquet")

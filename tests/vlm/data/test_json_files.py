@@ -21,6 +21,6 @@ def test_write(tmp_path):
 def test_write_refuses_what_is_not_flat_and_finite(tmp_path, value):
     path = tmp_path / "x.json"
     path.write_text("as it was")
-    with pytest.raises(ValueError, match=r"x\.json: accuracy: .* is not a finite number or a text"):
+    with pytest.raises(ValueError, match=r"x\.json: accuracy: .* is not a finite number or text"):
         json_files.write(path, {"samples": 1, "accuracy": value})
     assert path.read_text() == "as it was"

@@ -74,6 +74,14 @@ def test_both_ways_in_one_load_give_the_files_of_two_jobs(job, tmp_path, monkeyp
     assert runtime["seconds"] == pytest.approx(runtime["raw_seconds"] + runtime["structured_seconds"], abs=0.02)
 
 
+def test_too_few_tokens_for_any_answer_are_said(job, tmp_path):
+    events = []
+    run(dataclasses.replace(job, raw_tokens=2), tmp_path / "a", events.append)
+    assert any(
+        isinstance(e, Log) and "evaluation.max_new_tokens: 2 is too few for any answer" in e.text for e in events
+    )
+
+
 def test_progress_counts_every_sample(job, tmp_path):
     events = []
     run(job, tmp_path / "a", events.append)

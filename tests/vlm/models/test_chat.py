@@ -1,5 +1,7 @@
 """Chat templates and their habits; every architecture's own prompt is tested with the posterior."""
 
+import re
+
 import pytest
 
 from tests.architectures import ARCHITECTURES, build
@@ -38,6 +40,13 @@ def test_a_template_that_writes_no_question_is_one_line(processor, task):
         InputError, match=r"configs/tasks/car_badges\.yaml: prompt: the model's chat template writes no"
     ):
         chat.prompt(processor, task)
+
+
+@pytest.mark.parametrize("token", ["<image>", "<|im_end|>"])
+def test_special_tokens_in_a_prompt_are_one_line(processor, task, token):
+    asked = task.model_copy(update={"prompt": task.prompt.model_copy(update={"user": f"Which {token}?"})})
+    with pytest.raises(InputError, match=rf"car_badges\.yaml: prompt\.user: '{re.escape(token)}' is a special token"):
+        chat.prompt(processor, asked)
 
 
 def test_a_model_without_a_template_is_one_line(processor, task):

@@ -27,7 +27,7 @@ def test_sample_i_does_not_depend_on_how_many_there_are():
     assert rendered(3) == rendered(6)[:3]
 
 
-def test_processes_render_what_one_process_renders():
+def test_several_processes_render_the_same_as_one():
     assert rendered(70, workers=2) == rendered(70)
 
 
@@ -43,7 +43,7 @@ def test_every_class_is_drawn():
 
 
 def test_the_emblem_is_on_a_clean_badge():
-    """Two badges that differ in the icon only differ; at severity 0 they show a good part of the icon."""
+    """At severity 0, two badges that differ only in the icon differ in a good part of their pixels."""
     mask = np.asarray(badges.icon("toyota")) > 128
     assert 0.1 < mask.mean() < 0.6
     one, other = (badges.render(name, badges.rng_for(1, 0, 0), severity=0.0) for name in ("toyota", "bmw"))
@@ -51,6 +51,6 @@ def test_the_emblem_is_on_a_clean_badge():
     assert (np.abs(difference).max(2) > 60).mean() > 0.02
 
 
-def test_an_icon_that_is_not_there_is_named():
+def test_the_error_for_an_unknown_icon_names_it():
     with pytest.raises(badges.UnknownIcon, match="trabant"):
         badges.icon("trabant")

@@ -1,5 +1,6 @@
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -87,7 +88,7 @@ GREY_RGB = GREY[..., None].repeat(3, 2)
     ],
     ids="turned grey palette alpha grey-alpha transparent-colour bmp tiff webp apng 16-bit 32-bit 16-bit-rgb cmyk".split(),
 )
-def test_everything_else_becomes_an_upright_rgb_png(data, pixels):
+def test_all_other_formats_become_an_upright_rgb_png(data, pixels):
     assert not pictures.inspect(data).store_as_is
     stored = decoded(pictures.upright_png(data))
     assert stored.shape == PIXELS.shape
@@ -101,7 +102,7 @@ def test_cmyk_jpegs_keep_their_colours():
     assert np.abs(decoded(pictures.upright_png(red)).astype(int) - (255, 0, 0)).max() < 10
 
 
-def test_of_an_animation_the_first_frame_is_taken():
+def test_the_first_frame_of_an_animation_is_taken():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decoded(pictures.upright_png(animation))[0, 0].tolist() == [255, 0, 0]
@@ -111,14 +112,14 @@ def test_of_an_animation_the_first_frame_is_taken():
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"<html>not a picture</html>", "cannot identify image file"),
+        (b"<html>not a picture</html>", "is in no picture format that Pillow can read"),
         (encoded(RGB, "JPEG")[:-200], "truncated"),
         (encoded(RGB, "PNG")[:-900], "truncated"),
         (encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point"),
     ],
     ids=["empty", "html", "cut-jpeg", "cut-png", "float"],
 )
-def test_what_is_no_picture_says_why_in_one_line(data, reason):
+def test_the_reason_why_a_file_is_unreadable_is_one_line(data, reason):
     with pytest.raises(pictures.Unreadable, match=reason) as caught:
         pictures.inspect(data)
     message = str(caught.value)
@@ -134,3 +135,74 @@ def test_copies_have_equal_pixels_however_they_are_encoded():
 def test_the_same_bytes_of_another_shape_are_another_picture():
     flat = Image.fromarray(PIXELS.reshape(40, 30, 3))
     assert pictures.inspect(encoded(RGB, "PNG")).pixels_digest != pictures.inspect(encoded(flat, "PNG")).pixels_digest
+
+
+HEIC = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
+AVIF = struct.pack(">I", 24) + b"ftypavif\0\0\0\0mif1avif" + bytes(100)
+
+
+def test_heic_without_the_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for data in (HEIC, HEIC.replace(b"ftypheic", b"ftypmif1")):
+        with pytest.raises(pictures.Unreadable, match=r"^is HEIC; `pip install pillow-heif` reads it$"):
+            pictures.inspect(data)
+    with pytest.raises(pictures.Unreadable) as caught:
+        pictures.inspect(AVIF)
+    assert "HEIC" not in str(caught.value)
+
+
+def test_heic_is_read_with_the_package():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 60))).save(buffer)
+    assert not pictures.inspect(buffer.getvalue()).store_as_is
+    image = pictures.upright(buffer.getvalue())
+    assert (image.size, image.mode) == ((64, 48), "RGB")
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 60)).max() < 10
+    with pytest.raises(pictures.Unreadable):
+        pictures.inspect(buffer.getvalue()[:200])
+
+
+def test_avif_is_read():
+    assert np.asarray(pictures.upright(encoded(RGB, "AVIF"))).shape == PIXELS.shape
+
+
+@pytest.mark.parametrize(
+    ("data", "blank", "tiny"),
+    [
+        (encoded(RGB, "PNG"), False, False),
+        (encoded(Image.new("RGB", (40, 30), (37, 201, 99)), "PNG"), True, False),
+        (encoded(Image.new("RGB", (40, 30), (37, 201, 99)), "JPEG", quality=20), True, False),
+        (encoded(Image.new("L", (40, 30), 255), "PNG"), True, False),
+        (encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), True, True),
+        (encoded(RGB.crop((0, 0, 40, 7)), "PNG"), False, True),
+        (encoded(RGB.crop((0, 0, 8, 8)), "PNG"), False, False),
+    ],
+    ids=["neither", "one-colour", "one-colour-jpeg", "white", "one-pixel", "7-pixels-high", "8-pixels"],
+)
+def test_blank_and_tiny_pictures_are_recognised(data, blank, tiny):
+    inspection = pictures.inspect(data)
+    assert (inspection.blank, inspection.tiny) == (blank, tiny)
+
+
+def test_one_dot_on_a_large_uniform_picture_is_enough_not_to_be_blank():
+    image = Image.new("RGB", (200, 200))
+    image.putpixel((3, 5), (255, 255, 255))
+    assert not pictures.inspect(encoded(image, "PNG")).blank
+
+
+def test_files_that_cannot_be_read_say_why(tmp_path):
+    (tmp_path / "a.NEF").write_bytes(encoded(RGB, "TIFF"))
+    for name, reason in (
+        ("gone.png", "does not exist"),
+        (".", "cannot be read: is a directory"),
+        ("a.NEF", "raw file"),
+    ):
+        with pytest.raises(pictures.Unreadable, match=reason):
+            pictures.read_file(tmp_path / name)
+
+
+def test_suffixes_include_formats_that_cannot_be_read_and_no_other_files():
+    suffixes = pictures.suffixes()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".gif", ".heic", ".heif", ".avif", ".nef"} <= suffixes
+    assert not {".pdf", ".txt", ".csv", ".json", ".mpg", ".h5", ".db", ""} & suffixes

@@ -204,7 +204,7 @@ def test_the_model_card_says_what_it_was_made_of(job, tmp_path):
 
 
 def test_training_stops_when_validation_no_longer_gets_better(job, tmp_path):
-    """With a learning rate of nothing, the first look stays the best."""
+    """With a learning rate of almost 0, the first validation pass stays the best."""
     still = job.finetune.model_copy(update={"learning_rate": 1e-12, "patience": 1})
     adapter(dataclasses.replace(job, finetune=still), tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -225,9 +225,37 @@ def test_what_float16_cannot_be_trained_with_is_said_first(job, tmp_path, bias, 
         half.run(tmp_path, lambda event: None)
 
 
+@pytest.mark.parametrize(
+    ("modules", "values", "message"),
+    [
+        ("language", {"r": 5000}, r"finetune\.lora\.r: 5000 is more than the \d+ of the largest layer"),
+        ("language", {"lr_scale": 0.0}, r"finetune\.lr_scale: is 0 for language, the only parts with LoRA"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused_before_training(job, modules, values, message, tmp_path):
+    scale = LearningRateScale(language=values.pop("lr_scale", 1.0), projector=1.0, vision=1.0)
+    knobs = job.finetune.lora.model_copy(update={"modules": modules, **values})
+    finetune = job.finetune.model_copy(update={"lora": knobs, "lr_scale": scale})
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(job, finetune=finetune).run(tmp_path, lambda event: None)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_batch_that_is_larger_than_the_split_is_said(job, tmp_path):
+    events = []
+    knobs = job.finetune.model_copy(update={"batch_size": 32, "epochs": 1})
+    dataclasses.replace(job, finetune=knobs).run(tmp_path, events.append)
+    assert (
+        Log("warning: params.yaml: finetune.batch_size: 32 is more than the 24 training rows: every epoch is one step")
+        in events
+    )
+
+
 def test_a_diverging_loss_ends_in_one_line_and_keeps_the_checkpoints(job, tmp_path):
     wild = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"learning_rate": 1e4, "eval_steps": 1}))
-    with pytest.raises(InputError, match=r"finetune\.learning_rate: the loss is .* at step \d with a learning rate of"):
+    with pytest.raises(
+        InputError, match=r"finetune\.learning_rate: the loss is .* at step \d with a learning rate of 10000"
+    ):
         adapter(wild, tmp_path)
     assert last_checkpoint(tmp_path / "checkpoints") is not None
     assert not (tmp_path / "adapter").exists()

@@ -17,10 +17,11 @@ def load(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_presets_are_derived_for_any_architecture(load, name):
-    """Every linear layer but the output layer is in exactly one part, and each part is one anchored pattern."""
+    """Every linear layer but the output layer and that of the patches is in exactly one part, by an anchored pattern."""
     model = load(name)
     head = model.get_output_embeddings()
     linear = {n for n, m in model.named_modules() if type(m).__name__ == "Linear" and m is not head}
+    linear = {n for n in linear if not n.endswith("patch_embedding")}
     patterns = {part: lora.derived_pattern(model, part) for part in lora.PARTS}
     found = [{n for n in linear if pattern and re.fullmatch(pattern, n)} for pattern in patterns.values()]
     assert sum(map(len, found)) == len(linear) == len(set.union(*found))
@@ -56,8 +57,13 @@ def test_a_part_that_a_model_does_not_have_is_an_error(load):
         ),
         (r".*\.(q_proj|k_proj|o_proj)", r"no linear layer of the model matches 'o_proj'"),
         (r"^(model\.language_model\..*\.(q_proj|up_proj)|model\..*\.w1)$", r"matches 'up_proj'"),
-        (r".*\.feed_forward", r"only linear layers"),
+        (r".*\.feed_forward", r"linear layers only"),
         ("langage+projector", r"matches no module"),
+        (
+            r".*",
+            r"'\.\*' matches the model as a whole, a Lfm2VlForConditionalGeneration; it should match linear layers",
+        ),
+        ("lm_head", r"'lm_head' matches lm_head, the output layer, which cannot have LoRA"),
     ],
 )
 def test_a_pattern_that_trains_less_than_it_names_is_an_error(load, pattern, message):

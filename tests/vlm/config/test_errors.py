@@ -1,0 +1,44 @@
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from vlm.config.errors import InputError, reported
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("params.yaml: seed: is wrong"), 1, "error: params.yaml: seed: is wrong\n"),
+        (KeyboardInterrupt(), 130, "interrupted: what is finished is kept, and the next run goes on from there\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/cache/x"),
+            1,
+            "error: the disk is full (/cache/x): make room, and the next run goes on from there\n",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"),
+            1,
+            "error: the disk is full (unfinished work is in ~/.cache/vlm-pipeline, or XDG_CACHE_HOME): make room, and "
+            "the next run goes on from there\n",
+        ),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_line(error, code, line, capsys):
+    with pytest.raises(SystemExit) as ended, reported():
+        raise error
+    assert ended.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), reported():
+        raise ZeroDivisionError
+
+
+def test_a_full_disk_is_known_by_what_the_system_says():
+    code = "from vlm.config.errors import reported\nwith reported(): open('/dev/full', 'wb', 0).write(b'x')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: the disk is full (")
