@@ -9,12 +9,13 @@ repro: .venv/ready          ## run the pipeline
 	$(UV) run --no-sync dvc repro
 
 plan: .venv/ready           ## what `repro` would run, where, how long and for how much
-	@$(UV) run --no-sync python -m stages.plan
+	@$(UV) run --no-sync python -m vlm plan
 
 # One worker: several are unreliable, and what is worth doing side by side is done so where the jobs run (modal.containers).
 MODELS := 450M,1.6B,3B
 TASK := car_maker
 sweep: .venv/ready          ## an experiment for each of MODELS on TASK, one after the other
+	@echo "follow it from another terminal: dvc queue status; dvc queue logs NAME; dvc exp show --only-changed"
 	$(UV) run --no-sync dvc exp run --queue -S model=$(MODELS) -S task=$(TASK)
 	$(UV) run --no-sync dvc queue start --jobs 1
 	$(UV) run --no-sync dvc queue status
@@ -31,7 +32,7 @@ lint: .venv/ready
 
 lock: $(UV)                 ## resolve again and write requirements.lock, for pip and container images
 	$(UV) lock
-	$(UV) export --quiet --format requirements-txt --no-dev --no-header --output-file requirements.lock
+	$(UV) export --quiet --format requirements-txt --no-dev --no-emit-project --no-header --output-file requirements.lock
 
 .venv/ready: pyproject.toml | $(UV)
 	@echo "installing the packages into .venv (half a minute on a fast network)"

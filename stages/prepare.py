@@ -26,7 +26,7 @@ def main() -> None:
     if params.task.source.hub is not None:
         runtime["source_commit"] = pins.verify_source(params.task)
     json_files.write("metrics/runtime/prepare.json", runtime)
-    for warning in report.warnings():
+    for warning in [*params.task.doubts(), *report.warnings()]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"prepare: {report.summary()}" + ("; see plots/prepare/skipped.csv" if report.skipped else ""))
 

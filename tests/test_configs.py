@@ -93,3 +93,11 @@ def test_a_lora_on_all_parts_leaves_out_the_output_layer_the_convolution_and_the
     kinds = (torch.nn.Linear, torch.nn.Conv1d)
     left = [name for name, m in lfm2_vl.named_modules() if isinstance(m, kinds) and not re.fullmatch(pattern, name)]
     assert sorted(name.rpartition(".")[2] for name in left) == ["conv", "lm_head", "patch_embedding"]
+
+
+@pytest.mark.parametrize(("key", "names"), [("model", MODELS), ("task", TASKS)])
+def test_params_yaml_lists_the_names_to_choose_from(key, names):
+    """DVC's own message about a wrong name comes before ours and does not list them."""
+    text = (ROOT / "params.yaml").read_text()
+    (listed,) = re.findall(rf"A file in configs/{key}s/:\n# (.*)\n{key}: ", text)
+    assert sorted(re.sub(r" \(.*?\)", "", listed).split(", ")) == names

@@ -6,6 +6,7 @@ import platformdirs
 import pytest
 from ruamel.yaml import YAML
 
+import vlm.__main__
 from vlm.commands import pin
 from vlm.config import hub, pins
 from vlm.config.errors import InputError
@@ -167,8 +168,10 @@ def test_badges_need_no_pin():
 
 
 def test_the_command_pins_what_it_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["pin", "--model", "small"])
-    pin.main()
+    monkeypatch.setattr(sys, "argv", ["vlm", "pin", "--model", "small"])
+    with pytest.raises(SystemExit) as ended:
+        vlm.__main__.main()
+    assert not ended.value.code
     assert capsys.readouterr().out.startswith("configs/models/small.yaml: revision: sha256:")
     assert Path("configs/tasks/pets.yaml").read_text() == TASK
 

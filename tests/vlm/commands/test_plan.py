@@ -77,7 +77,7 @@ def test_a_plan_for_modal_has_prices_and_times_of_the_same_model_and_gpu_from_hi
     run(checkout, "git", "commit", "-qam", "a run on Modal")
     commit = run(checkout, "git", "rev-parse", "--short", "HEAD").strip()
     run(checkout, "git", "revert", "--no-edit", "HEAD")
-    edit(checkout, "params.yaml", "model: tiny ", "model: 450M ")
+    edit(checkout, "params.yaml", "model: tiny\n", "model: 450M\n")
     edit(checkout, "params.yaml", "compute: auto ", "compute: modal ")
     table = plan(checkout)
     assert table["prepare"][1] == "this machine"

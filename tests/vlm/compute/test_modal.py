@@ -372,7 +372,7 @@ def test_weights_of_the_hub_are_downloaded_once_and_with_the_callers_token(here,
     maker = [sys.executable, STANDINS / "make_hub_tree.py", tree, "--only", "LFM2-VL-450M"]
     subprocess.run(maker, check=True, capture_output=True)
     text = (here.folder / "params.yaml").read_text()
-    (here.folder / "params.yaml").write_text(text.replace("model: tiny ", "model: 450M "))
+    (here.folder / "params.yaml").write_text(text.replace("model: tiny\n", "model: 450M\n"))
     token = "hf_another-secret-of-the-tests"
     gate = ["--gated", "LiquidAI/LFM2-VL-450M", "--require-token", token]
 
