@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vlm.config.errors import reported
 from vlm.data import json_files, predictions
+from vlm.evaluation.intervals import wilson
 from vlm.measuring import charts
 from vlm.measuring.comparison import compare
 
@@ -16,11 +17,14 @@ STEPS = {
 
 
 def main() -> None:
-    found = compare(predictions.read("structured_eval"), predictions.read("final_eval"))
+    answers = {name: predictions.read(name) for name in STEPS}
+    found = compare(answers["structured_eval"], answers["final_eval"])
     json_files.write("metrics/compare.json", {name: found[name] for name in ("gain", "gain_low", "gain_high")})
     json_files.write("plots/compare/details.json", found)
-    measured = {name: json_files.read(f"metrics/{name}.json") for name in STEPS}
-    rows = [(STEPS[name], values["accuracy"], values["low"], values["high"]) for name, values in measured.items()]
+    rows = []
+    for name, step in STEPS.items():
+        right, n = int((answers[name]["label"] == answers[name]["predicted"]).sum()), len(answers[name])
+        rows.append((step, right / n, *wilson(right, n)))
     charts.accuracy(Path("plots/compare/accuracy.png"), rows)
     print(
         f"compare: fine-tuning gains {100 * found['gain']:.1f} points ({100 * found['gain_low']:.1f} to "

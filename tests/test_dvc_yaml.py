@@ -33,7 +33,9 @@ def imported(file: Path) -> frozenset[Path]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    # Importing a.b.c also runs the __init__.py of a and of a.b.
+    names |= {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
     files = set()
     for name in names:
         path = ROOT.joinpath(*name.split("."))

@@ -10,8 +10,9 @@ from vlm.measuring import metrics, sheets, tables
 def measure(name: str, task: Task, data: str) -> dict[str, float | int]:
     """Measures predictions/<name>.parquet and returns all metrics. `data` is the path of the split that was predicted.
 
-    Writes metrics/<name>.json, which has the metrics that metrics.HEADLINES lists, and plots/<name>/: details.json with
-    all metrics, the CSV files that `dvc plots` draws, and mistakes.png, a contact sheet of wrong answers.
+    Writes plots/<name>/: details.json with all metrics, the CSV files that `dvc plots` draws, and mistakes.png, a
+    contact sheet of wrong answers. Writes only the accuracy to metrics/<name>.json: `dvc exp show` puts the file's name
+    before each metric that several files have, and with more of them its table would not fit on a screen.
     """
     answers = predictions.read(name)
     found = json_files.read(f"predictions/{name}.json")  # what the evaluation reports besides its answers
@@ -20,6 +21,5 @@ def measure(name: str, task: Task, data: str) -> dict[str, float | int]:
     tables.write(plots, answers, task.labels)
     sheets.mistakes(plots / "mistakes.png", answers, task.labels, data)
     json_files.write(plots / "details.json", values | found)
-    headlines = {key: values[key] for key in metrics.HEADLINES if key in values}
-    json_files.write(f"metrics/{name}.json", headlines)
+    json_files.write(f"metrics/{name}.json", {"accuracy": values["accuracy"]})
     return values

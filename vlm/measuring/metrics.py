@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from vlm.config.task import Task
 
-# The metrics in metrics/<name>.json: few, so that `dvc metrics show` fits into 160 columns. details.json has all.
-HEADLINES = ("accuracy", "low", "high", "valid", "log_loss")
-
 
 def of(predictions: "pd.DataFrame", task: "Task", temperature: float | None = None) -> dict[str, float | int]:
     """All metrics that apply to the predictions: those of probabilities if there are any, else those of raw answers.
