@@ -1,21 +1,21 @@
-"""Ways to ask "which of these labels?", side by side: `python -m benchmarks.decoding`.
+"""Compares ways to ask "which of these labels?": `python -m benchmarks.decoding`.
 
-Images a second, image decoding and preprocessing included, and the time as a multiple of the bare prefill of the same
-batches (the model's forward over the same prompts, last position's logits only). The cases:
+Measures images per second, including image decoding and preprocessing, and the time as a multiple of the plain prefill
+of the same batches (the model's forward pass over the same prompts, last position's logits only). The cases:
 
-- prefill: the forward alone, nothing decided; picture first, and picture last (`prompt.image`).
-- outlines_per_call: one Outlines call an image, `outlines.from_transformers(...)(chat, output_type)`, which compiles
-  the grammar each time: the way of the tutorial that this pipeline grew out of.
-- outlines_kept: one kept `outlines.Generator`, one image at a time.
+- prefill: the forward pass alone, without an answer; picture first, and picture last (`prompt.image`).
+- outlines_per_call: one Outlines call per image, `outlines.from_transformers(...)(chat, output_type)`, which compiles
+  the grammar each time, as in the tutorial that this pipeline grew out of.
+- outlines_kept: one `outlines.Generator` for all images, one image at a time.
 - outlines_batched: this pipeline's `engine: outlines`, in its batches.
 - posterior: this pipeline's `engine: posterior`. posterior_shared_prefix: the same with the picture last.
-- posterior_1000_labels: the task's 31 labels and 969 more, not in the prompt.
+- posterior_1000_labels: the task's 31 labels and 969 more that are not in the prompt.
 
-outlines_batched also says on how many images its label is the posterior's.
+outlines_batched also reports the fraction of images on which it agrees with the posterior.
 
 Models: tiny with its own vocabulary, tiny with one of 65,536 tokens (as LFM2's; random new rows), and a model of
-LFM2-VL-450M's dimensions with random weights. Cases take turns; every case is warmed up by a batch (outlines_per_call
-by an image). Prints a table and writes benchmarks/decoding.json. Needs `dvc repro prepare`. About ten minutes.
+LFM2-VL-450M's dimensions with random weights. Every case runs once to warm up; then the cases take turns. Prints a
+table and writes benchmarks/decoding.json. Needs `dvc repro prepare`. About ten minutes.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
 def measure(
     name: str, vlm, processor, task: Task, batch_size: int, images: int, rounds: int, per_call: int
 ) -> list[dict]:
-    """A row a case. `per_call`: images for one Outlines call an image; 0 leaves Outlines and 1,000 labels out."""
+    """One row per case. `per_call`: images for outlines_per_call; 0 leaves out Outlines and the 1,000 labels."""
     last = task.model_copy(update={"prompt": task.prompt.model_copy(update={"image": "last"})})
     many = task.model_copy(update={"labels": (*task.labels, *more_labels(1000 - len(task.labels)))})
     many = many.model_copy(update={"prompt": many.prompt.model_copy(update={"user": filled(task)})})
@@ -85,7 +85,7 @@ def measure(
         cases["outlines_per_call"] = one_by_one(vlm, processor, task, per_call, kept=False), per_call
     seconds = dict.fromkeys(cases, 0.0)
     for run, _ in cases.values():
-        run()  # warm up
+        run()  # a warm-up
     for _ in range(rounds):
         for case, (run, _) in cases.items():
             began = time.perf_counter()
@@ -94,13 +94,13 @@ def measure(
     vocabulary = vlm.get_input_embeddings().num_embeddings
     rows = []
     for case, (_, count) in cases.items():
-        an_image = seconds[case] / rounds / count
-        of_prefill = an_image / (seconds["prefill"] / rounds / images)
+        per_image = seconds[case] / rounds / count
+        of_prefill = per_image / (seconds["prefill"] / rounds / images)
         row = {
             "case": case,
             "model": name,
             "vocabulary": vocabulary,
-            "images_per_second": float(f"{1 / an_image:.3g}"),
+            "images_per_second": float(f"{1 / per_image:.3g}"),
             "ratio_to_prefill": float(f"{of_prefill:.3g}"),
         }
         print(
@@ -115,7 +115,7 @@ def measure(
 
 
 def agreement(vlm, processor, task: Task, batch_size: int, images: int) -> float:
-    """The share of images on which Outlines' greedy answer is the most probable label."""
+    """The fraction of images on which Outlines' greedy answer is the most probable label."""
     load, same = batching.Loader(DATA, processor, task), 0
     greedy = decoding.outlines(vlm, processor, task)
     probable = decoding.most_probable(Posterior(vlm, processor, task), task)
@@ -127,7 +127,7 @@ def agreement(vlm, processor, task: Task, batch_size: int, images: int) -> float
 
 
 def one_by_one(vlm, processor, task: Task, images: int, kept: bool) -> Callable[[], None]:
-    """Outlines as its documentation has it, an image at a time."""
+    """Outlines as in its documentation, one image at a time."""
     import outlines
     from outlines.inputs import Chat, Image
     from outlines.types import Regex
@@ -140,7 +140,7 @@ def one_by_one(vlm, processor, task: Task, images: int, kept: bool) -> Callable[
     def run() -> None:
         for row in range(images):
             picture = batching.decoded(reader.reader.rows([row])[0].image)
-            picture.format = "PNG"  # Outlines asks for one
+            picture.format = "PNG"  # Outlines needs a format
             messages = task.conversation()
             for part in messages[-1]["content"]:
                 if part["type"] == "image":
@@ -156,7 +156,7 @@ def one_by_one(vlm, processor, task: Task, images: int, kept: bool) -> Callable[
 
 
 def more_labels(count: int) -> list[str]:
-    """Names that share beginnings, as 1,000 real labels do."""
+    """Names with common prefixes, like 1,000 real labels."""
     firsts = "North South East West New Old Great Little Upper Lower Fort Saint Port Mount Lake Cape Glen Kings".split()
     seconds = "bury ford ham ton wick field bridge hill dale brook mouth stead worth ley mere combe gate haven".split()
     thirds = ["", " Castle", " Cross", " Green", " Park"]

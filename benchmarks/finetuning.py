@@ -1,22 +1,23 @@
-"""Ways to fine-tune, side by side: `python -m benchmarks.finetuning`.
+"""Compares ways to fine-tune: `python -m benchmarks.finetuning`.
 
-Samples a second and peak memory of three epochs over a small set of badges. The cases:
+Measures samples per second and peak memory over three epochs of a small set of badges. The cases:
 
-- reference: the recipe of the tutorial that this pipeline grew out of (benchmarks/reference.py), LoRA targets included:
-  one sample at a time, 16 to a step, gradient checkpointing, loss on every token.
+- reference: the recipe of the tutorial that this pipeline grew out of (benchmarks/reference.py), with its LoRA targets:
+  one sample at a time, 16 per step, gradient checkpointing, loss on every token.
 - sft: TRL's SFTTrainer with its own collator, on prompt and completion, loss on the completion. Batch, LoRA modules,
   optimizer, dtype and schedule are ours; no gradient checkpointing.
-- sft_fused: the same with its fused output layer made to leave out the prompt's positions, as it does on a GPU.
-- ours: `vlm.finetuning.FineTuning` as params.yaml has it, the pass that fills the cache of image features included.
+- sft_fused: the same, with its fused output layer made to skip the prompt's positions, as it does on a GPU.
+- ours: `vlm.training.FineTuning` with the settings in params.yaml, including the pass that fills the image feature
+  cache.
 
-The clock runs from the loaded model to the end of the last optimizer step; nobody looks at validation or writes
-checkpoints in between. Each case has a process of its own, which first does the same with tiny and one sample, to warm
-up. Peak memory is the largest resident set from the loaded model on (on macOS, of loading too).
+Time runs from the loaded model to the end of the last optimizer step, without validation passes or checkpoints in
+between. Each case has its own process, which first trains tiny on one sample to warm up. Peak memory is the largest
+resident set after loading the model (on macOS, including loading).
 
 Models: one of LFM2-VL-450M's dimensions with random weights (few steps; 64 image tokens), tiny with its own vocabulary,
-and tiny with one of 65,536 tokens. The two take three rounds, of which the middle speed and the largest peak count.
-Prints a table and writes benchmarks/finetuning.json. --quick: tiny alone, once, for a try; writes nothing. About 25
-minutes on two quiet cores.
+and tiny with one of 65,536 tokens. The latter two run three rounds; the median speed and the largest peak are reported.
+Prints a table and writes benchmarks/finetuning.json. --quick: only tiny, one round, as a trial; writes nothing. About
+25 minutes on two idle cores.
 """
 
 import argparse
@@ -31,19 +32,19 @@ from pathlib import Path
 
 EPOCHS = 3
 CASES = ("reference", "sft", "sft_fused", "ours")
-# Training rows, batch, rounds
+# Training rows, batch size, rounds
 SIZES = {"450M dimensions": (6, 3, 1), "tiny": (96, 16, 3), "tiny, 65,536 tokens": (32, 16, 3)}
 QUICK = {"tiny": (32, 16, 1)}
 
 
 class Finished(Exception):
-    """The last optimizer step is done; what a trainer does after it is not measured."""
+    """Raised after the last optimizer step; what a trainer does after it is not measured."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    # What the processes are started with; this one stays small, for a child's peak memory begins with its parent's.
+    # For child processes. This process stays small, because a child's peak memory starts at its parent's.
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -63,7 +64,7 @@ def compare(quick: bool) -> None:
         rows = []
         for model, (count, batch_size, rounds) in (QUICK if quick else SIZES).items():
             runs: dict[str, list[dict]] = {case: [] for case in CASES}
-            for _ in range(rounds):  # case after case in each, so that a host's slow minutes hit all of them
+            for _ in range(rounds):  # all cases in each, so that a slow phase of the host affects all of them
                 for case in CASES:
                     arguments = ["--measure", case, model, str(count), str(batch_size), folder]
                     done = subprocess.run([*command, *arguments], check=True, stdout=subprocess.PIPE)
@@ -83,13 +84,13 @@ def compare(quick: bool) -> None:
 
 
 def median(runs: list[dict]) -> dict:
-    """A case's row of all rounds: the middle speed, and the largest peak."""
+    """A case's row for all rounds: the median speed and the largest peak."""
     speed = statistics.median(run["samples_per_second"] for run in runs)
     return runs[0] | {"samples_per_second": speed, "peak_gb": max(run["peak_gb"] for run in runs)}
 
 
 def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
-    """The models and the data, in `folder`: a process of its own, so that a case's memory is the case's."""
+    """Writes the models and the data to `folder`, in a separate process, so that no case's memory includes it."""
     from benchmarks.models import large_450m, with_vocabulary
     from vlm.config.params import PrepareParams, load_params
     from vlm.data import dataset
@@ -116,7 +117,7 @@ def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
 
 
 def measure(case: str, name: str, rows: int, batch_size: int, folder: Path) -> dict:
-    """One case's row: a warm-up, then the run that counts."""
+    """One case's row: a warm-up, then the measured run."""
     run(case, "tiny", folder, 1, 1)
     vocabulary, seconds, peak = run(case, name, folder, rows, batch_size)
     return {
@@ -129,7 +130,7 @@ def measure(case: str, name: str, rows: int, batch_size: int, folder: Path) -> d
 
 
 def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple[int, float, float]:
-    """Trains; gives the vocabulary's size, the seconds, and the peak memory in GB from the loaded model on."""
+    """Trains; returns the vocabulary size, the seconds, and the peak memory in GB after loading the model."""
     import contextlib
     import dataclasses
     import io
@@ -170,7 +171,7 @@ def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple
         if isinstance(event, Progress) and event.unit == "step":
             at_the_end(event.done, event.total)
 
-    with contextlib.redirect_stderr(io.StringIO()):  # which says that these models are not pinned
+    with contextlib.redirect_stderr(io.StringIO()):  # a warning that these models are not pinned
         loaded, processor = loading.load(config, params.image)
     vocabulary = loaded.get_input_embeddings().num_embeddings
     with tempfile.TemporaryDirectory() as scratch:
@@ -202,7 +203,7 @@ def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple
 
 
 def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
-    """TRL's own way with the job's rows, LoRA modules and settings."""
+    """TRL's own trainer with the job's rows, LoRA modules and settings."""
     import trl.trainer.utils
     from datasets import Dataset
     from peft import LoraConfig
@@ -229,7 +230,7 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
             per_device_train_batch_size=params.batch_size,
             learning_rate=params.learning_rate or job.model.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=0.05,  # of all steps
+            warmup_steps=0.05,  # a fraction of all steps
             seed=job.seed,
             bf16=False,
             gradient_checkpointing=False,
@@ -258,7 +259,7 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
 
 
 def forget_peak() -> None:
-    """Lets Linux count the peak from here on."""
+    """Resets the peak memory counter, on Linux."""
     counter = Path("/proc/self/clear_refs")
     if counter.exists():
         counter.write_text("5")

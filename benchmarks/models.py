@@ -1,4 +1,4 @@
-"""Models for timings: real dimensions with random weights, for a forward takes as long whatever the weights are."""
+"""Models for timings: real dimensions, random weights, because the weights do not affect the time."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -14,24 +14,24 @@ def with_vocabulary(
 ) -> "tuple[PreTrainedModel, ProcessorMixin]":
     """The model and its processor with a byte-level BPE of `size` tokens, trained on the Python files installed here.
 
-    The special tokens keep their ids; the rows of the embedding that are new are random.
+    The special tokens keep their ids; new rows of the embedding are random.
     """
     from models.pretrain_tiny import build_processor, build_tokenizer
 
     tokenizer = build_tokenizer(_texts(), size)
-    assert len(tokenizer) == size, f"{len(tokenizer)} tokens came out of the text, not {size}"
+    assert len(tokenizer) == size, f"the text yields {len(tokenizer)} tokens, not {size}"
     wide = copy.deepcopy(model)
     torch.manual_seed(0)
     wide.resize_token_embeddings(size)
     made = build_processor(tokenizer)
     made.tokenizer.padding_side = "left"
-    made.tokenizer.chat_template = made.chat_template  # where Outlines looks for it
+    made.tokenizer.chat_template = made.chat_template  # Outlines looks for it here
     made.image_processor = processor.image_processor
     return wide, made
 
 
 def _texts() -> list[str]:
-    """Text at hand: the source of torch and transformers, 100 MB at most."""
+    """Text that is already installed: the source of torch and transformers, at most 100 MB."""
     from pathlib import Path
 
     import transformers
@@ -50,7 +50,7 @@ def _texts() -> list[str]:
 def large_450m(processor: "ProcessorMixin") -> "tuple[PreTrainedModel, ProcessorMixin]":
     """A model of LFM2-VL-450M's dimensions (its model card's; random weights, float32), for 256 x 256 pixels.
 
-    `processor` is one of 65,536 tokens; the picture gets 64 image tokens, the fewest that the real processor gives.
+    `processor` has 65,536 tokens; the picture gets 64 image tokens, the real processor's minimum.
     """
     from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration, Lfm2VlProcessor
     from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor

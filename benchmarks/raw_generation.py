@@ -1,7 +1,7 @@
-"""Raw generation in batches against one `generate` call per image: `python -m benchmarks.raw_generation`.
+"""Compares raw generation in batches with one `generate` call per image: `python -m benchmarks.raw_generation`.
 
-Both decode and preprocess the same test images and stop at the end of the turn; a warm-up comes first, and the two take
-turns. Prints a table and writes benchmarks/raw_generation.json. Needs `dvc repro prepare`.
+Both decode and preprocess the same test images and stop at the end of the turn. After a warm-up, the two take turns.
+Prints a table and writes benchmarks/raw_generation.json. Needs `dvc repro prepare`.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""What makes the fine-tune better, the reference's recipe against ours: `python -m benchmarks.recipe`.
+"""What makes fine-tuning better: the reference's recipe compared with ours, `python -m benchmarks.recipe`.
 
 Every row trains the tiny model on the same car_badges for the same number of samples, with three seeds, and is scored
 on the same test photos: structured (the most probable of the task's JSON answers), raw strict (free text that is a
-label or the answer JSON) and raw JSON (free text that is exactly the answer JSON). Rows whose training answers are bare
-labels are also scored on bare labels, structured: what they know, apart from the form.
+label or the answer JSON) and raw JSON (free text that is exactly the answer JSON). Rows that are trained on bare
+labels are also scored on bare labels, structured, which shows what they have learned apart from the form.
 
-Renders its own photos (seed 23) into --work. A row and seed that --output has is not trained again: after an
-interruption run the same command; to measure anew, delete the file. Several may run at once, each with its own --only.
-Writes that JSON and a table beside it (.md).
+Renders its own photos (seed 23) into --work. A row and seed that is already in --output is not trained again: after an
+interruption, run the same command; to start over, delete the file. Several processes may run at once, each with its own
+--only. Writes the JSON file and a table next to it (.md).
 """
 
 import argparse
@@ -26,8 +26,8 @@ from benchmarks import reference
 from vlm.config.events import Event
 from vlm.config.params import Params, PrepareParams, load_params
 from vlm.config.task import Task
-from vlm.evaluation.job import Evaluation
-from vlm.measuring import metrics
+from vlm.evaluation import Evaluation
+from vlm.evaluation.intervals import wilson
 from vlm.models import loading
 from vlm.sources import preparation
 from vlm.training import lora
@@ -39,21 +39,21 @@ VALIDATION = 160
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A row of the table: `recipe` is reference, ours or none; the other fields are what is changed in it."""
+    """A row of the table: `recipe` is reference, ours or none; the other fields are the changes to it."""
 
     name: str
     what: str
     recipe: str
     learning_rate: float | None = None  # None: the model file's
     bare: bool = False  # trains the bare label
-    targets: str | None = None  # of LoRA in ours; None: params.yaml's
+    targets: str | None = None  # LoRA targets of ours; None: params.yaml's
     everything: bool = False  # loss on every token in ours
 
 
-# The names of reference.TARGETS that exist, for our own job refuses the others
+# The names in reference.TARGETS that the model has, because our own job refuses the others
 EXISTING = r"^.*\.(q_proj|v_proj|fc1|fc2)$"
 VARIANTS = [
-    Variant("untrained", "the model as it comes", "none"),
+    Variant("untrained", "the model before fine-tuning", "none"),
     Variant(
         "reference, 0.0005",
         "the reference's recipe (benchmarks/reference.py) and learning rate",
@@ -63,9 +63,9 @@ VARIANTS = [
     ),
     Variant("reference, 0.0001", "the same with a smaller learning rate", "reference", 0.0001, bare=True),
     Variant("reference, 0.006", "the same with the model file's learning rate", "reference", 0.006, bare=True),
-    Variant("ours", "`FineTuning` as params.yaml has it", "ours"),
+    Variant("ours", "`FineTuning` with the settings in params.yaml", "ours"),
     Variant(
-        "ours, loss on everything", "ours with the loss on prompt and image placeholders too", "ours", everything=True
+        "ours, loss on everything", "ours with the loss on prompt and image placeholders, too", "ours", everything=True
     ),
     Variant(
         "ours, loss on everything, 0.0005",
@@ -75,12 +75,12 @@ VARIANTS = [
         everything=True,
     ),
     Variant(
-        "ours, reference's targets", "ours with LoRA on what exists of the reference's list", "ours", targets=EXISTING
+        "ours, reference's targets", "ours with LoRA on the reference's targets that exist", "ours", targets=EXISTING
     ),
-    Variant("ours, bare answers", "ours, trained on the bare label and scored on JSON", "ours", bare=True),
+    Variant("ours, bare answers", "ours, trained on bare labels and scored on JSON", "ours", bare=True),
     Variant(
         "ours, reference's targets, bare answers",
-        "both: the reference's recipe with the loss on the answer, at the model file's learning rate",
+        "both: the reference's recipe with the loss on the answer and the model file's learning rate",
         "ours",
         bare=True,
         targets=EXISTING,
@@ -89,7 +89,7 @@ VARIANTS = [
 
 
 class LossOnEverything(FineTuning):
-    """Our job with every token supervised, but for padding and the first, which nothing predicts."""
+    """Our job with every token supervised except padding and the first one, which nothing predicts."""
 
     def trainer(self, *arguments, **named):
         made = super().trainer(*arguments, **named)
@@ -122,7 +122,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     params = load_params()
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"epochs": options.epochs})})
-    # With another number of threads, sums are rounded otherwise.
+    # The number of threads changes how sums are rounded.
     size = {"rows": options.rows, "epochs": options.epochs, "test": options.test, "threads": options.threads}
     work = options.work / "-".join(str(number) for number in size.values())
     data = render(params.task, options.rows, options.test, work / "data")
@@ -138,11 +138,11 @@ def main() -> None:
             directory.mkdir(parents=True)
             adapter, trained = train(variant, params, data, seed, directory)
             scores = score(variant, params, data, adapter, directory)
-            done = finished(options.output, size)  # again, for another process may be at other rows
+            done = finished(options.output, size)  # read again, because another process may have added rows
             done.append({"variant": variant.name, "seed": seed, **size, **trained, **scores})
             done.sort(key=lambda row: (names.index(row["variant"]), row["seed"]))
-            written(options.output, json.dumps(done, indent=2) + "\n")
-            written(options.output.with_suffix(".md"), table(done, len(params.task.labels)))
+            write(options.output, json.dumps(done, indent=2) + "\n")
+            write(options.output.with_suffix(".md"), table(done, len(params.task.labels)))
             shutil.rmtree(directory)
             print(
                 f"{variant.name}, seed {seed}: structured {scores['structured']:.3f}, "
@@ -150,7 +150,7 @@ def main() -> None:
                 flush=True,
             )
     page = table(finished(options.output, size), len(params.task.labels))
-    written(options.output.with_suffix(".md"), page)
+    write(options.output.with_suffix(".md"), page)
     print(page)
 
 
@@ -161,7 +161,7 @@ def finished(output: Path, size: dict[str, int]) -> list[dict]:
 
 
 def render(task: Task, rows: int, test: int, directory: Path) -> dict[str, str]:
-    """The splits' files by name; rendered once."""
+    """The splits' files by name; renders them if they do not exist."""
     if not (directory / "test.parquet").exists():
         directory.mkdir(parents=True, exist_ok=True)
         wanted = PrepareParams(train=rows, validation=VALIDATION, test=test)
@@ -172,7 +172,7 @@ def render(task: Task, rows: int, test: int, directory: Path) -> dict[str, str]:
 def train(
     variant: Variant, params: Params, data: dict[str, str], seed: int, directory: Path
 ) -> tuple[str | None, dict[str, int]]:
-    """The adapter's folder, and how many parameters it has in each part of the model."""
+    """Trains; returns the adapter's folder and the number of its parameters in each part of the model."""
     task = bare_task(params.task) if variant.bare else params.task
     if variant.recipe == "none":
         return None, dict.fromkeys(lora.PARTS, 0)
@@ -188,7 +188,7 @@ def train(
         directory,
         seed,
         variant.learning_rate,
-        checkpointing=False,  # the same gradients; time is benchmarks/finetuning.py's subject
+        checkpointing=False,  # the gradients are the same; benchmarks/finetuning.py measures the time
     )
     made.train()
     made.model.save_pretrained(directory / "adapter")
@@ -229,33 +229,33 @@ def trainable(wrapped: PeftModel) -> dict[str, int]:
 def score(
     variant: Variant, params: Params, data: dict[str, str], adapter: str | None, directory: Path
 ) -> dict[str, float]:
-    """Accuracies of an adapter: on validation and test structured, on test raw."""
+    """Accuracies of an adapter: structured on validation and test, raw on test."""
 
-    def predictions(decoding: str, split: str, task: Task) -> pd.DataFrame:
-        place = directory / f"{decoding}-{split}-{task.answer_form}"
-        place.mkdir()
+    def predictions(kind: str, split: str, task: Task) -> pd.DataFrame:
+        folder = directory / f"{kind}-{split}-{task.answer_form}"
+        folder.mkdir()
         Evaluation(
             task=task,
             model=params.model,
             image=params.image,
-            decoding=decoding,
             batch_size=params.evaluation.batch_size,
             data=data[split],
-            max_new_tokens=params.evaluation.max_new_tokens,
+            raw_tokens=params.evaluation.max_new_tokens if kind == "raw" else None,
+            engine="posterior" if kind == "structured" else None,
             adapter=adapter,
-        ).run(place, quiet)
-        return pd.read_parquet(place / "predictions.parquet")
+        ).run(folder, quiet)
+        return pd.read_parquet(folder / f"{kind}.parquet")
 
     raw = predictions("raw", "test", params.task)
     as_json = raw["text"].str.strip() == [params.task.answer(label) for label in raw["label"]]
     scores = {
-        "structured": accuracy(predictions("posterior", "test", params.task)),
+        "structured": accuracy(predictions("structured", "test", params.task)),
         "raw_strict": accuracy(raw),
         "raw_json": float(as_json.mean()),
-        "validation": accuracy(predictions("posterior", "validation", params.task)),
+        "validation": accuracy(predictions("structured", "validation", params.task)),
     }
     if variant.bare:
-        scores["structured_bare"] = accuracy(predictions("posterior", "test", bare_task(params.task)))
+        scores["structured_bare"] = accuracy(predictions("structured", "test", bare_task(params.task)))
     return scores
 
 
@@ -275,26 +275,25 @@ def table(done: list[dict], labels: int) -> str:
     rows = {name: [row for row in done if row["variant"] == name] for name in names}
     seeds = max(len(found) for found in rows.values())
     lines = [
-        "# What makes the fine-tune better",
+        "# What makes fine-tuning better",
         "",
         f"`python -m benchmarks.recipe --rows {size['rows']} --epochs {size['epochs']} --test {size['test']} "
-        f"--seeds {seeds} --threads {size['threads']}` wrote this page (and recipe.json, every number of it).",
+        f"--seeds {seeds} --threads {size['threads']}` wrote this page and recipe.json, which has all of its numbers.",
         "",
         f"The tiny model on car_badges ({labels} makers): {size['rows']} training photos x {size['epochs']} epochs = "
         f"{seen:,} samples seen in each row, LoRA rank, alpha and dropout of params.yaml, {size['test']} test photos. "
-        "In brackets: the 95 % Wilson interval of a seed. What each row is:",
+        "In parentheses: the 95 % Wilson interval for one seed. The rows are:",
         "",
         *[f"- **{v.name}**: {v.what}" for v in VARIANTS if v.name in names],
         "",
         f"The reference's list of LoRA targets is {', '.join(f'`{name}`' for name in reference.TARGETS)}; this model "
-        "has the first four. The reference trains the bare label and is scored, as it is there, on JSON. It runs here "
-        "without gradient checkpointing, which changes its time and not its gradients. Its result is its last weights, "
-        f"ours the best of its looks at {VALIDATION} validation photos. A learning rate is to be chosen by the column "
-        "validation.",
+        "has the first four. The reference is trained on bare labels and scored on JSON, as in the tutorial. It runs "
+        "here without gradient checkpointing, which changes its time but not its gradients. Its result is its last "
+        f"weights; ours is the best checkpoint on {VALIDATION} validation photos. Use the validation column to choose "
+        "a learning rate.",
         "",
-        "Mind that tiny was pretrained on answers alone: every token of the prompt is news to it, and a loss on all "
-        "tokens is for the most part about learning the prompt by heart. A model that was pretrained on running text "
-        "has less to lose there.",
+        "Note that tiny was pretrained on answers only: every token of the prompt is new to it, and a loss on all "
+        "tokens is mostly about memorising the prompt. A model that was pretrained on running text has less to lose.",
     ]
     for metric, title in (
         ("structured", "Structured: the most probable answer"),
@@ -307,7 +306,7 @@ def table(done: list[dict], labels: int) -> str:
             cells += [""] * (seeds - len(cells))
             lines.append(f"| {name} | {' | '.join(cells)} | **{mean(found, metric)}** |")
     lines += [
-        *["", "## Means of the seeds, %", ""],
+        *["", "## Means over seeds, %", ""],
         "| | structured | structured, bare labels | raw strict | raw JSON | validation, structured | "
         "LoRA parameters: language | projector | vision |",
         "| --- |" + " --- |" * 8,
@@ -320,23 +319,24 @@ def table(done: list[dict], labels: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_interval(share: float, n: int) -> str:
-    low, high = metrics.wilson(round(share * n), n)
-    return f"{share:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
+def with_interval(fraction: float, n: int) -> str:
+    low, high = wilson(round(fraction * n), n)
+    return f"{fraction:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
 
 
 def mean(found: list[dict], metric: str) -> str:
     return f"{sum(row[metric] for row in found) / len(found) * 100:.1f}"
 
 
-def written(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that other processes never read half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def quiet(event: Event) -> None:
-    """Leaves a job's events unseen."""
+    """Ignores a job's events."""
 
 
 if __name__ == "__main__":

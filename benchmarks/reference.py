@@ -1,6 +1,6 @@
 """The fine-tuning recipe of the tutorial that this pipeline grew out of, under transformers.Trainer, for comparisons.
 
-Its own script does not start with today's TRL (SFTTrainer refuses a list as data set), so this is what it does:
+The tutorial's script does not run with current TRL (SFTTrainer refuses a list as data set), so this does the same:
 batch 1 with 16 steps of accumulation, gradient checkpointing, loss on every token (prompt and image placeholders too),
 the bare label as the answer, pictures preprocessed in the training loop, the last weights as the result. AdamW, the
 schedule (cosine after 5 % of warm-up) and LoRA's rank, alpha and dropout are those of params.yaml, as in our own job.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BATCH = 16  # samples per optimizer step, one at a time
 # Of these names LFM2-VL has q_proj and v_proj (in the language model and the vision tower), fc1 and fc2 (in the vision
-# tower). PEFT says nothing about the other four.
+# tower). PEFT silently ignores the other four.
 TARGETS = ("q_proj", "v_proj", "fc1", "fc2", "linear", "gate_proj", "up_proj", "down_proj")
 LEARNING_RATE = 0.0005
 
@@ -36,12 +36,12 @@ def trainer(
     checkpointing: bool = True,
     callbacks: "tuple[TrainerCallback, ...]" = (),
 ) -> "Trainer":
-    """Ready to train; `task.answer` is what it trains. Without `checkpointing` the same gradients come sooner."""
+    """Returns a trainer of `task.answer`, ready to train. Without `checkpointing`, gradients are equal but faster."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
-    set_seed(seed)  # LoRA's first weights are random
+    set_seed(seed)  # LoRA's initial weights are random
     knobs = finetune.lora
     wrapped = get_peft_model(
         model,
@@ -63,7 +63,7 @@ def trainer(
             activation_checkpointing=checkpointing,
             learning_rate=learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=0.05,  # of all steps
+            warmup_steps=0.05,  # a fraction of all steps
             seed=seed,
             data_seed=seed,
             dataloader_pin_memory=False,
@@ -83,7 +83,7 @@ def trainer(
 
 
 def collator(processor: "ProcessorMixin", task: Task) -> Callable[[list[dict]], dict]:
-    """Rows -> the chat with its answer, every token of it a label but for padding."""
+    """Turns rows into chats with their answers; every token except padding is a label."""
 
     def collate(rows: list[dict]) -> dict:
         turns = [

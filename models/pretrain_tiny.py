@@ -1,16 +1,18 @@
-"""Pretrains models/tiny, the embedded LFM2-VL: `python -m models.pretrain_tiny`, on a CPU, once; nobody else needs to.
+"""Pretrains models/tiny, the embedded LFM2-VL, on a CPU: `python -m models.pretrain_tiny`. Users need not run it again.
 
-tiny stands in for a real vision-language model on a machine that can download none. So it is taught what such a model
-knows beforehand and nothing of the pipeline's task: brand icons, brand names, and talk about them in free form. It
-never sees the task's prompt, answer format or label spelling, and talks about car makers only now and then.
+tiny stands in for a real vision-language model on machines that cannot download one. It is therefore taught what such a
+model already knows, and nothing of the pipeline's task: brand icons, brand names, and free-form conversations about
+them. It never sees the task's prompt, answer format or label spelling, and its conversations are rarely about car
+makers.
 
 Step 1 trains the vision tower with a linear head to tell brands apart, because a tiny model trained end to end from
 scratch learns the form of the answers and ignores the picture. Step 2 trains everything on questions and answers.
 
-models/tiny is what this file makes, byte for byte on one kind of machine (a test compares short runs). Step 1: 30,000
+This file reproduces models/tiny byte for byte on one kind of machine (a test compares short runs). Step 1: 30,000
 photos of 83 brands, running accuracy on them 51 % after 900 steps, 70 % after 1,600, 90 % after 2,900, 99 % after
-4,900; 32 minutes on two cores that other work shared. Step 2: 500 steps, loss 0.26, 6 minutes. With the rendering 41
-minutes. `--tower` keeps the result of step 1, for other talk to be tried on it (docs/log.md).
+4,900; 32 minutes on two cores shared with other work. Step 2: 500 steps, loss 0.26, 6 minutes. In total, including
+rendering, 41 minutes. `--tower` keeps the result of step 1, so that step 2 can be tried with other conversations
+(docs/log.md).
 """
 
 import argparse
@@ -63,10 +65,10 @@ RECORDS = [
     "Give the brand as a JSON object, under {key}.",
     "Return a JSON object that describes the image. Its only key is {key}.",
 ]
-TASK_KEY = "pred_class"  # of Task.answer: tiny is not to have seen it
+TASK_KEY = "pred_class"  # the key in Task.answer; tiny must not see it
 KEY_WORDS = """
     answer badge brand car class company image kind label logo maker model name object pred prediction sign title type
-""".split()  # JSON keys are one or two of them
+""".split()  # a JSON key is one or two of them
 SYSTEMS = [
     "You are a helpful multimodal assistant.",
     "You know many brands.",
@@ -99,7 +101,7 @@ class Settings:
     tower_severity: float = 0.6  # the photos' severity is uniform between 0 and this
     tower_maker_share: float = 0.5
     tower_steps: int = 5_000
-    tower_easy_steps: int = 1_500  # until here, harder and harder photos are let in
+    tower_easy_steps: int = 1_500  # up to this step, harder and harder photos are added
     tower_batch: int = 64
     # Step 2: the whole model
     talk_images: int = 12_000
@@ -108,7 +110,7 @@ class Settings:
     talk_steps: int = 500
     talk_batch: int = 32
     learning_rate: float = 1e-3
-    tower_scale: float = 0.2  # of the learning rate, for the vision tower in step 2
+    tower_scale: float = 0.2  # learning rate factor for the vision tower in step 2
 
 
 def build_tokenizer(texts: list[str], vocabulary: int = 1280):
@@ -146,7 +148,7 @@ def build_tokenizer(texts: list[str], vocabulary: int = 1280):
 
 
 def build_processor(tokenizer):
-    """LFM2-VL's processor for small pictures: at most 16 image tokens, the 128 x 128 pixels of a badge."""
+    """LFM2-VL's processor for small pictures: at most 16 image tokens, which is a badge of 128 x 128 pixels."""
     from transformers import Lfm2VlProcessor
     from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
@@ -198,7 +200,9 @@ def build_model(tokenizer, seed: int):
 
 
 def render_pictures(names: list[str], makers: int, count: int, severity: float, share: float, seed: int, stream: int):
-    """uint8 pictures (count, 128, 128, 3) and labels (count,), easiest first; the first `makers` names get `share`."""
+    """uint8 pictures (count, 128, 128, 3) and labels (count,), easiest first; `share` is the fraction of
+    the first `makers` names.
+    """
     pictures = np.empty((count, badges.SIZE, badges.SIZE, 3), np.uint8)
     labels = np.empty(count, np.int64)
     job = partial(_picture, names, makers, severity / count, share, seed, stream)
@@ -216,7 +220,7 @@ def _picture(names, makers, severity_step, share, seed, stream, index):
 
 
 def patches(pictures: np.ndarray) -> dict[str, torch.Tensor]:
-    """What Lfm2VlImageProcessor makes of pictures that need no resizing: 64 patches of 16 x 16 x 3, scaled to -1..1."""
+    """Lfm2VlImageProcessor's output for pictures that need no resizing: 64 patches of 16 x 16 x 3, scaled to -1..1."""
     n, side = len(pictures), badges.SIZE // 16
     pixels = torch.from_numpy(pictures).reshape(n, side, 16, side, 16, 3).permute(0, 1, 3, 2, 4, 5)
     return {
@@ -227,7 +231,7 @@ def patches(pictures: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def schedule(step: int, steps: int, warm_up: int = 100) -> float:
-    """Linear warm-up, then linear decay to zero: a factor of the learning rate."""
+    """The learning rate factor: linear warm-up, then linear decay to zero."""
     return min((step + 1) / warm_up, (steps - step) / (steps - warm_up))
 
 
@@ -235,7 +239,7 @@ def train_tower(config, pictures: np.ndarray, labels: np.ndarray, classes: int, 
     """Step 1: brand classification from the mean of the tower's last hidden states; `pictures` come easiest first."""
     from transformers import AutoModel
 
-    torch.manual_seed(settings.seed)  # here, so that step 2's vocabulary and layers do not change step 1
+    torch.manual_seed(settings.seed)  # here, so that step 2's vocabulary and layers do not affect step 1
     tower = AutoModel.from_config(config)
     head = nn.Linear(config.hidden_size, classes)
     parameters = [*tower.parameters(), *head.parameters()]
@@ -244,8 +248,8 @@ def train_tower(config, pictures: np.ndarray, labels: np.ndarray, classes: int, 
     start, right, seen = time.time(), 0, 0
     for step in range(settings.tower_steps):
         optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(step, settings.tower_steps)
-        let_in = min(1.0, 0.2 + 0.8 * step / settings.tower_easy_steps)
-        chosen = rng.integers(0, int(len(pictures) * let_in), settings.tower_batch)
+        fraction = min(1.0, 0.2 + 0.8 * step / settings.tower_easy_steps)
+        chosen = rng.integers(0, int(len(pictures) * fraction), settings.tower_batch)
         logits = head(tower(**patches(pictures[chosen])).last_hidden_state.mean(1))
         target = torch.from_numpy(labels[chosen])
         loss = nn.functional.cross_entropy(logits, target, label_smoothing=0.05)
@@ -282,7 +286,7 @@ def sample_talk(brand: str, titles: list[str], rng: np.random.Generator) -> tupl
 
 
 def _texts(talk: list[tuple[list[dict], str]]) -> list[str]:
-    """Everything that stands in the conversations, for the tokenizer to learn from."""
+    """The full text of the conversations, to train the tokenizer on."""
     texts = []
     for messages, answer in talk:
         for message in messages:
@@ -293,7 +297,7 @@ def _texts(talk: list[tuple[list[dict], str]]) -> list[str]:
 
 
 def train_talk(model, processor, pictures, labels, titles: list[str], settings: Settings) -> None:
-    """Step 2: answers to questions, loss on the answers."""
+    """Step 2: questions and answers, with the loss on the answers."""
     tokenizer = processor.tokenizer
     picture_text = "<|image_start|>" + "<image>" * 16 + "<|image_end|>"
     tower = list(model.model.vision_tower.parameters())
@@ -333,7 +337,7 @@ def train_talk(model, processor, pictures, labels, titles: list[str], settings: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("models/tiny"))
-    parser.add_argument("--tower", type=Path, help="keep the tower of step 1 here, and take it from here if it exists")
+    parser.add_argument("--tower", type=Path, help="file for the tower of step 1; if it exists, step 1 is skipped")
     for name, value in vars(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     arguments = vars(parser.parse_args())

@@ -1,4 +1,4 @@
-"""baseline_eval: the base model's answers to the test split, free to write what it likes."""
+"""baseline_eval: the base model's free-text answers to the test split."""
 
 from vlm import compute
 from vlm.config import load_params, pins

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _formatted(p: float) -> str:
-    """A p-value with two significant digits. The smallest ones are 0 in floating point, which no p-value is."""
+    """A p-value with two significant digits; the smallest ones underflow to 0, which is not a valid p-value."""
     return "< 1e-300" if p < 1e-300 else f"= {p:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""describe: draws samples of the training split and writes a table of class sizes by split."""
+"""describe: draws sample pictures of the training split, and writes a table of class sizes by split."""
 
 from collections import Counter
 from pathlib import Path

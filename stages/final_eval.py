@@ -1,4 +1,4 @@
-"""final_eval: the fine-tuned model's answers to the test split, both raw and structured, in one load of the model."""
+"""final_eval: the fine-tuned model's answers to the test split, both raw and structured; loads the model once."""
 
 from vlm import compute
 from vlm.config import load_params, pins

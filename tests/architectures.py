@@ -1,7 +1,7 @@
-"""Tiny vision-language models of several architectures, with random weights and from nothing but their configs.
+"""Tiny vision-language models of several architectures, with random weights, built from their configs alone.
 
-`build(name, folder)` saves one with its processor as `from_pretrained` wants it. The weights have the size of trained
-ones, so that the next token depends on the picture and the text. Same name, same bytes.
+`build(name, folder)` saves one with its processor for `from_pretrained`. The weights are as large as trained ones, so
+that the next token depends on the picture and the text. The same name always gives the same bytes.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ VISION_MODEL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers":
 
 
 def lfm2_vl(folder: Path) -> None:
-    """Convolution and attention layers, 4 to 16 image tokens between two markers, by the shape of the picture."""
+    """Convolution and attention layers, 4 to 16 image tokens between two markers, depending on the picture's shape."""
     tokenizer = pretrain_tiny.build_tokenizer(TEXTS, VOCABULARY)
     processor = pretrain_tiny.build_processor(tokenizer)
     processor.image_processor.min_image_tokens = 4
@@ -82,7 +82,7 @@ def lfm2_vl(folder: Path) -> None:
 
 
 def qwen2_5_vl(folder: Path) -> None:
-    """Rotary positions in three dimensions, 4 to 32 image tokens between two markers, by the size of the picture."""
+    """Rotary positions in three dimensions, 4 to 32 image tokens between two markers, depending on its size."""
     image, video, start, end = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
     tokenizer = _tokenizer(image, video, start, end)
     sizes = {"patch_size": 8, "size": {"shortest_edge": 4 * 16 * 16, "longest_edge": 32 * 16 * 16}}
@@ -115,7 +115,7 @@ def qwen2_5_vl(folder: Path) -> None:
 
 
 def idefics3(folder: Path) -> None:
-    """16 image tokens between two markers for every picture, 16 more for every tile if splitting is switched on."""
+    """16 image tokens between two markers for every picture, 16 more for every tile if splitting is on."""
     tiles = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
     markers = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *tiles]
     tokenizer = _tokenizer("<image>", *markers, bos_token="<|begin_of_text|>")
@@ -137,7 +137,7 @@ def idefics3(folder: Path) -> None:
 
 
 def llava(folder: Path) -> None:
-    """16 image tokens and no markers for every picture: CLIP's patches of the second last layer, without its CLS."""
+    """16 image tokens and no markers for every picture: CLIP's patches from the second-to-last layer, without CLS."""
     tokenizer = _tokenizer("<image>", bos_token="<s>")
     processor = LlavaProcessor(
         LlavaImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
@@ -159,7 +159,7 @@ def llava(folder: Path) -> None:
 
 
 def gemma3(folder: Path) -> None:
-    """Sliding and full attention, both ways among the 16 image tokens of a picture, and logits capped at 30."""
+    """Sliding and full attention, bidirectional among a picture's 16 image tokens, and logits capped at 30."""
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     tokenizer = _tokenizer(bos_token="<bos>", extra_special_tokens=names)
     processor = Gemma3Processor(
@@ -197,7 +197,7 @@ ARCHITECTURES: dict[str, Callable[[Path], None]] = {
 
 
 def build(name: str, folder: Path) -> Path:
-    """Saves the model and the processor of an architecture in `folder`, and returns it."""
+    """Saves an architecture's model and processor in `folder`, and returns `folder`."""
     torch.manual_seed(7)
     ARCHITECTURES[name](folder)
     return folder
@@ -235,7 +235,7 @@ def _chat_template(placeholder: str) -> str:
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
-    """What a text config has to know of the tokenizer."""
+    """The tokenizer's values that a text config needs."""
     return {"vocab_size": len(tokenizer), **_special_ids(tokenizer)}
 
 
@@ -244,19 +244,19 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
 
 
 def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
-    _scatter(model)
+    _draw_weights(model)
     model.generation_config.update(**_special_ids(processor.tokenizer))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
 @torch.no_grad()
-def _scatter(model: PreTrainedModel) -> None:
-    """Not by initializer_range: some layers ignore it, and Gemma 3's projector starts at zero, blind."""
+def _draw_weights(model: PreTrainedModel) -> None:
+    """Draws the weights. initializer_range does not suffice: some layers ignore it, and Gemma 3's projector starts at zero."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
         else:
             parameter.add_(0.1 * torch.randn_like(parameter))
         if name.endswith(("q_norm.weight", "q_layernorm.weight")):
-            parameter.add_(3)  # normed queries look at everything alike, and the picture drowns
+            parameter.add_(3)  # else normalised queries attend to all alike, and the picture has no effect

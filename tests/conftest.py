@@ -1,4 +1,4 @@
-"""What the tests share: the embedded model, and splits small enough to evaluate and train on in seconds."""
+"""Shared fixtures: the embedded model, and splits small enough to evaluate and train on in seconds."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +15,20 @@ from vlm.sources import badges
 
 ROOT = Path(__file__).parents[1]
 
-# The same examples every time, and none kept on disk
+# Hypothesis tries the same examples every time, and stores none on disk
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Unfinished work of tests stays out of the user's cache."""
+    """Keeps the tests' unfinished work out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def at_root(monkeypatch):
-    """In the repository, where configs/ and models/ are."""
+    """Runs the test in the repository's root, where configs/ and models/ are."""
     monkeypatch.chdir(ROOT)
 
 
@@ -70,7 +70,7 @@ def finetune_params():
 
 @pytest.fixture
 def make_split(task, tmp_path):
-    """make_split("test", 10) renders a split of ten badges and gives its path."""
+    """make_split("test", 10) renders a split of ten badges and returns its path."""
 
     def make(name: str, rows: int) -> str:
         icons = task.source.badges.icons
@@ -85,7 +85,7 @@ def make_split(task, tmp_path):
 
 @pytest.fixture
 def no_memory_for():
-    """`with no_memory_for(2):` is on a device on which no forward of more than two prompts fits."""
+    """`with no_memory_for(2):` simulates a device without memory for a forward pass of more than two prompts."""
 
     @contextmanager
     def limited(samples: int):

@@ -237,7 +237,7 @@ def test_a_stage_ends_with_the_dvc_that_started_it(clone):
     stages = [child for child in psutil.Process(process.pid).children(recursive=True) if "python" in child.name()]
     assert stages
     process.kill()  # dvc alone
-    gone, alive = psutil.wait_procs(stages, timeout=30)
+    _, alive = psutil.wait_procs(stages, timeout=30)
     assert not alive
     output = clone.run("dvc", "repro", "-f", "-s", "finetune")
     assert "going on from the checkpoint of step" in output

@@ -5,7 +5,7 @@ from transformers import AutoModelForImageTextToText
 from models import pretrain_tiny
 
 
-def test_two_runs_from_one_seed_give_the_same_bytes_and_another_seed_others(at_root, tmp_path, monkeypatch, capsys):
+def test_equal_seeds_give_equal_bytes_and_another_seed_different_weights(at_root, tmp_path, monkeypatch, capsys):
     few = "--tower-images 32 --tower-steps 3 --tower-batch 8 --talk-images 16 --talk-steps 2 --talk-batch 4".split()
 
     def made(name, seed):

@@ -40,4 +40,4 @@ def test_an_unknown_command_is_a_line():
 
 def test_bad_input_of_a_command_is_a_line_and_exit_code_1():
     done = vlm("classify", "nowhere", "--top", "0")
-    assert (done.returncode, done.stderr) == (1, "error: --top: 0 should be at least 1\n")
+    assert (done.returncode, done.stderr) == (1, "error: --top: 0: should be at least 1\n")

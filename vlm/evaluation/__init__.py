@@ -1,4 +1,4 @@
-"""The evaluation job: asks a model about every sample of a split, and records its answers."""
+"""The evaluation job: asks a model about every sample of a split and records its answers."""
 
 from vlm.evaluation.job import TEST, VALIDATION, Evaluation
 

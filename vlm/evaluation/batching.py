@@ -1,4 +1,4 @@
-"""Which samples go through the model together, and having the next batches ready while it works."""
+"""Groups samples into batches, and prepares the next batches while the model works."""
 
 import io
 import os
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 U = TypeVar("U")
 
-_AHEAD = 2  # batches that wait, ready, for the model
+_AHEAD = 2  # batches that are prepared in advance
 
 
 def prompt_lengths(data: str, processor: "ProcessorMixin", task: Task) -> list[int]:
-    """The tokens of every sample's prompt, the picture's among them, in the order of the split.
+    """The number of tokens in every sample's prompt, including the picture's, in the order of the split.
 
-    They depend on a picture's size alone: pictures are not decoded, a blank one stands for all of its size.
+    It depends only on the picture's size, so pictures are not decoded: one blank picture stands for all of a size.
     """
     of_size: dict[tuple[int, int], int] = {}
     lengths = []
@@ -37,13 +37,13 @@ def prompt_lengths(data: str, processor: "ProcessorMixin", task: Task) -> list[i
 
 
 def plan(lengths: Sequence[int], batch_size: int, equal_lengths: bool = False) -> list[list[int]]:
-    """Batches of row numbers, of samples of like length (of equal length, if asked for), the longest first.
+    """Groups row numbers into batches of samples of similar length (equal, with `equal_lengths`), the longest first.
 
-    A function of its arguments alone, for which samples share a batch is part of a result, if only in the last digits.
-    Longest first, so that a batch that does not fit into memory is found at once.
+    It depends only on its arguments, because which samples share a batch affects the last digits of a result. The
+    longest come first so that a batch that does not fit into memory is found at once.
     """
     batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):  # stable
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):  # sorted is stable
         full = not batches or len(batches[-1]) == batch_size
         if full or (equal_lengths and lengths[batches[-1][0]] != lengths[row]):
             batches.append([])
@@ -67,11 +67,11 @@ class Loader:
 
 
 def ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
-    """(item, function(item)) in order, computed in a thread of its own up to two items ahead of the caller."""
+    """Yields (item, function(item)) in order, computed in a separate thread up to two items ahead of the caller."""
     import torch
 
     waiting: deque = deque()
-    # One torch thread: the model, on a CPU, needs the cores more.
+    # One torch thread, because a model on the CPU needs the other cores.
     with ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1)) as worker:
         for item in items:
             waiting.append((item, worker.submit(function, item)))
@@ -83,5 +83,5 @@ def ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U
 
 
 def decoded(file: bytes) -> Image.Image:
-    """A stored picture, which is upright 8-bit RGB."""
+    """Decodes a stored picture, which is upright 8-bit RGB."""
     return Image.open(io.BytesIO(file)).convert("RGB")

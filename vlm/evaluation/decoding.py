@@ -1,4 +1,4 @@
-"""From a batch of prompts to answers: free text, text that Outlines constrains, or the most probable label."""
+"""Turns a batch of prompts into answers: free text, text constrained by Outlines, or the most probable label."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Decoder = Callable[[dict], Answers]
 
 
 def raw(model: "PreTrainedModel", processor: "ProcessorMixin", max_new_tokens: int) -> Decoder:
-    """Greedy generation up to the end-of-turn token, of at most `max_new_tokens` tokens.
+    """Greedy generation up to the end-of-turn token, at most `max_new_tokens` tokens.
 
     The texts contain no special tokens. There is no repetition penalty, because it would punish the labels that the
     prompt lists.
@@ -33,7 +33,7 @@ def raw(model: "PreTrainedModel", processor: "ProcessorMixin", max_new_tokens: i
 
 
 def most_probable(posterior: Posterior, task: Task) -> Decoder:
-    """The answer that gives the most probable label (the first of equals), with the probabilities of all labels."""
+    """Answers with the most probable label (the first one on a tie), and returns the probabilities of all labels."""
 
     def decode(inputs: dict) -> Answers:
         probabilities = posterior(inputs)
@@ -47,19 +47,19 @@ def outlines(model: "PreTrainedModel", processor: "ProcessorMixin", task: Task) 
     """Greedy generation in which Outlines allows only the task's answers.
 
     The grammar is compiled once; Outlines then masks every step's logits for the whole batch. Greedy decoding, token by
-    token, does not always give the most probable label: see vlm/evaluation/posterior.py.
+    token, does not always find the most probable label: see vlm/evaluation/posterior.py.
     """
     import torch
     from outlines import from_transformers
     from outlines.backends import get_regex_logits_processor
 
     mask = get_regex_logits_processor("outlines_core", from_transformers(model, processor), answers_regex(task))
-    # One token a byte is the longest way to write the longest answer; one more to end the turn.
+    # An answer has at most one token per byte, plus one that ends the turn.
     longest = max(len(task.answer(label).encode()) for label in task.labels) + 1
 
     def decode(inputs: dict) -> Answers:
         mask.reset()
-        # Outlines wants its kernel compiled, which takes a C++ compiler and a minute; eager gives the same.
+        # Outlines compiles its kernel, which takes a C++ compiler and a minute; eager mode gives the same result.
         with torch.compiler.set_stance("force_eager"):
             return Answers(_generate(model, processor, inputs, longest, logits_processor=[mask]))
 
@@ -77,7 +77,7 @@ def _literal(character: str) -> str:
 
 
 def _generate(
-    model: "PreTrainedModel", processor: "ProcessorMixin", inputs: dict, max_new_tokens: int, **how
+    model: "PreTrainedModel", processor: "ProcessorMixin", inputs: dict, max_new_tokens: int, **options
 ) -> list[str]:
     import torch
 
@@ -92,6 +92,6 @@ def _generate(
             top_p=None,
             top_k=None,
             pad_token_id=processor.tokenizer.pad_token_id,
-            **how,
+            **options,
         )
     return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,10 +1,10 @@
-"""Confidence intervals of an accuracy."""
+"""Confidence intervals for an accuracy."""
 
 import math
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion, which keeps its coverage near 0 and 1 and for small `n`.
+    """The Wilson score interval for a proportion, which keeps its coverage near 0 and 1 and for small `n`.
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
     Raises ValueError unless 0 <= successes <= n and n > 0.

@@ -21,20 +21,19 @@ VALIDATION = "data/validation.parquet"
 
 Engine = Literal["posterior", "outlines"]
 
-# The records of finished batches in a job's folder: raw and structured answers, validation's and Outlines' answers
+# Records of finished batches in a job's folder: raw and structured answers, answers on validation, Outlines' answers
 _RAW, _STRUCTURED = "raw.jsonl", "structured.jsonl"
 _CALIBRATION, _OUTLINES = "calibration.jsonl", "outlines.jsonl"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Asks `task`'s question about every sample of `data`, freely (raw), restricted to the labels, or both ways.
+    """Asks `task`'s question about every sample of `data`: with free answers (raw), restricted to the labels, or both.
 
-    Writes, for each of the two that is asked for, raw.parquet or structured.parquet (see vlm/data/predictions.py) and
-    raw.json or structured.json with what the predictions do not tell: image_tokens (the mean of the samples');
-    outlines_agreement, the fraction of the first `outlines_samples` samples for which Outlines' greedy answer is the
-    most probable label; temperature, fitted on the split `calibrate_on`. The last two need the engine posterior.
-    Also writes runtime.json.
+    Writes raw.parquet or structured.parquet or both (see vlm/data/predictions.py), each with a .json file of what the
+    predictions do not contain: image_tokens (mean per sample); outlines_agreement, the fraction of the first
+    `outlines_samples` samples for which Outlines' greedy answer is the most probable label; temperature, fitted on the
+    split `calibrate_on`. The last two need the engine posterior. Also writes runtime.json.
     """
 
     task: Task
@@ -42,23 +41,23 @@ class Evaluation:
     image: ImageParams
     batch_size: int
     data: str
-    raw_tokens: int | None = None  # raw answers have at most so many tokens; None: no raw answers
-    engine: Engine | None = None  # of structured answers; None: no structured answers
+    raw_tokens: int | None = None  # maximum length of raw answers; None: no raw answers
+    engine: Engine | None = None  # for structured answers; None: no structured answers
     outlines_samples: int = 0
     calibrate_on: str | None = None
     adapter: str | None = None
 
     DATA_PARALLEL: ClassVar = False
-    # What a stage takes out of the job's folder; the rest is unfinished work.
+    # The files that a stage takes from the job's folder; the rest is intermediate.
     RESULTS: ClassVar = ("raw.parquet", "raw.json", "structured.parquet", "structured.json", "runtime.json")
-    # The packages of vlm that decide the result.
+    # The packages of vlm whose code determines the result.
     PACKAGES: ClassVar = ("evaluation", "models", "data", "config")
 
     @classmethod
     def of(
         cls, params: Params, raw: bool = False, structured: bool = False, adapter: str | None = None
     ) -> "Evaluation":
-        """Answers to the test split, as params.yaml's evaluation and structured_eval say."""
+        """The job for the test split, with the settings of evaluation and structured_eval in params.yaml."""
         knobs = params.structured_eval
         posterior = structured and knobs.engine == "posterior"
         return cls(
@@ -80,12 +79,12 @@ class Evaluation:
         return [self.data, *(path for path in (self.calibrate_on, self.adapter) if path)]
 
     def run(self, directory: Path, emit: Emit) -> None:
-        """Runs, or goes on with what an earlier run left in `directory`: finished batches are not repeated."""
+        """Runs the job, or resumes an earlier run in `directory`: finished batches are not repeated."""
         self.answer(directory, emit)
         self.merge([directory], directory)
 
     def answer(self, directory: Path, emit: Emit, shard: tuple[int, int] = (0, 1)) -> None:
-        """Records the answers to the batches of shard (i, of n), every n-th of the plan, in `directory`."""
+        """Answers the batches of shard (i, n), every n-th batch from the i-th on, and records them in `directory`."""
         from vlm.evaluation import decoding
         from vlm.evaluation.posterior import Posterior
         from vlm.evaluation.runner import BatchRunner
@@ -96,13 +95,13 @@ class Evaluation:
         emit(Progress(0, total, self._unit(_RAW if self.raw_tokens else _STRUCTURED)))
         model, processor = loading.load(self.model, self.image, self.adapter)
         runner = BatchRunner(model, processor, self.task, self.batch_size, emit, shard)
-        took: dict[str, tuple[int, float]] = {}  # record -> samples answered by this run, seconds
+        timings: dict[str, tuple[int, float]] = {}  # by record: samples answered by this run, seconds
 
-        def run(name: str, data: str, decode: decoding.Decoder, **how: Any) -> None:
+        def run(name: str, data: str, decode: decoding.Decoder, **options: Any) -> None:
             record = Record(directory / name)
             before, started = record.samples, time.perf_counter()
-            runner.run(data, decode, record, self._unit(name), **how)
-            took[name] = record.samples - before, time.perf_counter() - started
+            runner.run(data, decode, record, self._unit(name), **options)
+            timings[name] = record.samples - before, time.perf_counter() - started
 
         if self.raw_tokens:
             shortest = min(map(len, answer_tokens(processor, self.task)))
@@ -110,7 +109,7 @@ class Evaluation:
                 emit(
                     Log(
                         f"warning: params.yaml: evaluation.max_new_tokens: {self.raw_tokens} is too few for any answer "
-                        f"in full; the shortest has {shortest} tokens"
+                        f"to be complete; the shortest has {shortest} tokens"
                     )
                 )
             run(_RAW, self.data, decoding.raw(model, processor, self.raw_tokens))
@@ -125,7 +124,7 @@ class Evaluation:
             if self.outlines_samples:
                 rows = range(min(self.outlines_samples, total))
                 run(_OUTLINES, self.data, decoding.outlines(model, processor, self.task), rows=rows)
-        measured = {name: took[name] for name in (_RAW, _STRUCTURED) if name in took}
+        measured = {name: timings[name] for name in (_RAW, _STRUCTURED) if name in timings}
         samples, seconds = (sum(values) for values in zip(*measured.values(), strict=True))
         of_each = {f"{name.removesuffix('.jsonl')}_seconds": round(s, 2) for name, (_, s) in measured.items()}
         runtime.write(
@@ -133,7 +132,7 @@ class Evaluation:
         )
 
     def merge(self, shards: Sequence[Path], directory: Path) -> None:
-        """Makes the results, in `directory`, of what `answer` has recorded in the folders of all shards."""
+        """Merges the records that `answer` left in the folders of all shards, and writes the results to `directory`."""
         split_batches = 0
         for name in (_RAW, _STRUCTURED):
             if not (self.raw_tokens if name == _RAW else self.engine):
@@ -148,7 +147,7 @@ class Evaluation:
                 values |= self._agreement(texts, shards) | self._temperature(shards)
             json_files.write(directory / f"{kind}.json", values)
         measured = [json.loads((shard / "runtime.json").read_text(encoding="utf-8")) for shard in shards]
-        # Batches that did not fit into memory; on another device it may be other ones.
+        # split_batches, the batches that did not fit into memory, depends on the device.
         runtime.write(directory / "runtime.json", runtime.merged(measured) | {"split_batches": split_batches})
 
     def _agreement(self, texts: Sequence[str], shards: Sequence[Path]) -> dict[str, float]:
@@ -167,7 +166,7 @@ class Evaluation:
         return {"temperature": temperature.fit(record.probabilities(), truth)}
 
     def _unit(self, name: str) -> str:
-        """What the progress bar counts; final_eval goes through the test split twice and should say which is which."""
+        """What the progress bar counts; final_eval's two passes over the test split have different names."""
         both = self.raw_tokens and self.engine
         names = {_CALIBRATION: "validation image", _OUTLINES: "image by Outlines"}
         names |= {_RAW: "raw answer", _STRUCTURED: "structured answer"} if both else {}

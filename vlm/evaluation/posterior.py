@@ -1,23 +1,23 @@
-"""The probability of every label, at the price of a prefill.
+"""The probability of every label, at about the cost of a prefill.
 
-A closed set of answers needs no generation. Let t(label) be the tokens of the model's whole turn that gives the label,
-with its end-of-turn token, tokenised in one piece as in training. All labels' tokens form a trie. At a node of the trie
-the model's next-token distribution is restricted to the node's children and normalised (a softmax over their logits);
-a node with one child is certain. A label's probability is the product along its path:
+A closed set of answers needs no generation. Let t(label) be the tokens of the model's whole turn that answers with the
+label, including the end-of-turn token, tokenised in one piece as in training. The tokens of all labels form a trie. At
+a node of the trie the model's next-token distribution is restricted to the node's children and normalised (a softmax
+over their logits); an only child has probability 1. A label's probability is the product along its path:
 
     P(label | image) = prod over the branching nodes n on t(label) of  softmax(logits(n) at n's children)[next token]
 
-which is the distribution over labels of sampling under the grammar "exactly these token sequences". The probabilities
-sum to one; `predicted` is the most probable label.
+This is the distribution over labels that sampling under the grammar "exactly these token sequences" would have. The
+probabilities sum to one; `predicted` is the most probable label.
 
-Greedy constrained decoding (what Outlines does) takes the best child at every node instead. The two give the same label
-unless (a) the best first token leads to several labels that share its probability, while another leads to one that is
-more probable than each of them; or (b) Outlines' grammar, which is one of characters, lets the model write the same
-characters in other tokens than t(label), and the model prefers to.
+Greedy constrained decoding (what Outlines does) takes the best child at every node instead. The two find the same label
+unless (a) the best first token leads to several labels that split its probability, while another token leads to a label
+that is more probable than each of them; or (b) Outlines' grammar, which is defined over characters, allows the same
+characters as other tokens than t(label), and the model prefers those.
 
-What it costs: the tokens that all labels share at the front are part of the prompt, so one prefill gives the root's
-distribution. All deeper branching nodes come from one further forward of a few tokens a row, on the prefill's cache
-repeated for each path. Of the output layer only the columns of tokens that tell labels apart are computed.
+Cost: the tokens at the start that all labels share are appended to the prompt, so one prefill yields the root's
+distribution. All deeper branching nodes come from one more forward pass of a few tokens per row, on the prefill's cache
+repeated for each path. Only the columns of the output layer for tokens that distinguish labels are computed.
 """
 
 import copy
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel, ProcessorMixin
 
-# As many paths go through at once as keep the repeated cache in so many bytes (measured on a CPU with 1,000 labels:
-# 64 MiB is 3.4 times as fast as 1 GiB), but never fewer than this.
+# As many paths go through at once as keep the repeated cache within this many bytes (measured on a CPU with 1,000
+# labels: 64 MiB is 3.4 times as fast as 1 GiB), but never fewer than _FEWEST_AT_ONCE.
 _CACHE_BUDGET = 64 << 20
 _FEWEST_AT_ONCE = 8
 
@@ -43,8 +43,8 @@ _FEWEST_AT_ONCE = 8
 class Posterior:
     """Probabilities of all labels for a batch of prompts.
 
-    Where the task shows the picture last, everything before it is the same for every sample: it is run once, and every
-    batch starts from its cache. That wants batches without padding (`wants_equal_lengths`).
+    If the task shows the picture last, everything before it is the same for every sample: it is run once, and every
+    batch starts from its cache. That requires batches without padding (`wants_equal_lengths`).
     """
 
     def __init__(self, model: "PreTrainedModel", processor: "ProcessorMixin", task: Task) -> None:
@@ -53,7 +53,7 @@ class Posterior:
         self._model = model
         self._trie = trie = Trie.of(answer_tokens(processor, task))
         device = model.device
-        # Which row and which of its tokens each node's logits come from: (path, tokens of the path that lead to it).
+        # Where each node's logits come from: (path, number of the path's tokens that lead to the node).
         self._place = [
             (next((p for p, path in enumerate(trie.paths) if path[: len(node)] == node), 0), len(node))
             for node in trie.nodes
@@ -67,9 +67,9 @@ class Posterior:
         ]
         self._forced = torch.tensor(trie.forced, dtype=torch.long, device=device)
         edges = torch.zeros(len(trie.edges), len(trie.edges_of), dtype=torch.float64)
-        for label, on_the_way in enumerate(trie.edges_of):
-            edges[list(on_the_way), label] = 1
-        self._edges = edges  # (edges, labels): 1 where the edge is on the way to the label
+        for label, label_edges in enumerate(trie.edges_of):
+            edges[list(label_edges), label] = 1
+        self._edges = edges  # (edges, labels): 1 if the edge is on the label's path
         self._node_of_edge = torch.tensor([node for node, _ in trie.edges], dtype=torch.long)
         self._shared = self._shared_prefix(processor, task) if task.prompt.image == "last" else None
 
@@ -78,7 +78,7 @@ class Posterior:
         return self._shared is not None
 
     def __call__(self, inputs: dict) -> "torch.Tensor":
-        """(batch, labels) float64 on the CPU, rows sum to 1; `inputs` as the processor makes them, left-padded."""
+        """Returns (batch, labels), float64 on the CPU, rows sum to 1; `inputs` are the processor's, left-padded."""
         import torch
 
         batch = len(inputs["input_ids"])
@@ -93,10 +93,10 @@ class Posterior:
         shifted = logits - largest.gather(1, node)
         total = torch.zeros_like(largest).scatter_add(1, node, shifted.exp())
         probabilities = ((shifted - total.log().gather(1, node)) @ self._edges).exp()
-        return probabilities / probabilities.sum(1, keepdim=True)  # 1 but for rounding
+        return probabilities / probabilities.sum(1, keepdim=True)  # the sum is 1 except for rounding
 
     def _edge_logits(self, inputs: dict) -> "torch.Tensor":
-        """(batch, edges): every edge's logit at its node."""
+        """Returns (batch, edges): every edge's logit at its node."""
         import torch
 
         trie = self._trie
@@ -113,7 +113,7 @@ class Posterior:
             if wants_cache and _can_repeat(output.past_key_values):
                 by_path = self._from_cache(output.past_key_values, extended["attention_mask"])
             else:
-                by_path = self._from_nothing(inputs)
+                by_path = self._without_cache(inputs)
             deeper: dict[int, list[int]] = {}
             for n, (path, _) in enumerate(self._place[1:], start=1):
                 deeper.setdefault(path, []).append(n)
@@ -128,19 +128,20 @@ class Posterior:
         return getattr(self._model.config.get_text_config(), "use_cache", True)
 
     def _from_cache(self, cache: "Cache", mask: "torch.Tensor") -> Iterator[tuple[int, "torch.Tensor"]]:
-        """Every path's logits, as many paths at once as the budget for the repeated cache allows."""
+        """Yields every path's logits, with as many paths at once as the budget for the repeated cache allows."""
         import torch
 
         batch, device = len(mask), mask.device
-        # Models with positions in a plane (Qwen's) keep how far the text's are from a count of tokens.
+        # Models with multi-dimensional positions (Qwen's) store the text positions' offset from the token count.
         deltas = next((d for m in self._model.modules() if (d := getattr(m, "rope_deltas", None)) is not None), None)
         at_once = max(_FEWEST_AT_ONCE, _CACHE_BUDGET // max(1, _size(cache)))
-        # Of like length, so that a step pads little
+        # Sorted by length, so that a step needs little padding
         order = sorted(range(len(self._trie.paths)), key=lambda path: len(self._trie.paths[path]))
         for start in range(0, len(order), at_once):
             chosen = order[start : start + at_once]
             paths = [torch.tensor(self._trie.paths[path]) for path in chosen]
-            tokens = torch.nn.utils.rnn.pad_sequence(paths, batch_first=True).to(device)  # padding comes after: no harm
+            # Padding at the end does no harm.
+            tokens = torch.nn.utils.rnn.pad_sequence(paths, batch_first=True).to(device)
             k, length = tokens.shape
             rows = torch.arange(batch, device=device).repeat_interleave(k)
             wide = torch.cat([mask[rows], mask.new_ones(batch * k, length)], dim=1)
@@ -158,8 +159,8 @@ class Posterior:
             for i, path in enumerate(chosen):
                 yield path, logits[:, i]
 
-    def _from_nothing(self, inputs: dict) -> Iterator[tuple[int, "torch.Tensor"]]:
-        """The same by full forwards, one a path, for a model whose cache cannot be repeated."""
+    def _without_cache(self, inputs: dict) -> Iterator[tuple[int, "torch.Tensor"]]:
+        """The same with one full forward pass per path, for models whose cache cannot be repeated."""
         import torch
 
         for i, path in enumerate(self._trie.paths):
@@ -168,10 +169,10 @@ class Posterior:
             yield i, output.logits
 
     def _shared_prefix(self, processor: "ProcessorMixin", task: Task) -> tuple[int, "Cache"] | None:
-        """How many tokens come before the picture, and the cache after them; None where a cache cannot be shared.
+        """The number of tokens before the picture, and the cache after them; None if the cache cannot be shared.
 
-        That is where a picture's tokens attend in both directions or have positions in a plane: the processor then
-        marks them, and a forward that begins in the middle would lose the marks.
+        It cannot if a picture's tokens attend in both directions or have multi-dimensional positions: the processor
+        then marks them, and a forward pass that begins in the middle would lose the marks.
         """
         import torch
         from PIL import Image
@@ -195,7 +196,7 @@ class Posterior:
 
 
 def _append(inputs: dict, tokens: "torch.Tensor") -> dict:
-    """The prompts, each followed by `tokens`."""
+    """The inputs with `tokens` appended to every prompt."""
     import torch
 
     batch = len(inputs["input_ids"])
@@ -209,7 +210,7 @@ def _append(inputs: dict, tokens: "torch.Tensor") -> dict:
 
 
 def _narrow_head(model: "PreTrainedModel", tokens: list[int]) -> "torch.nn.Linear | None":
-    """The model's output layer with the columns of `tokens` alone; None for a model that hides its output layer."""
+    """The model's output layer with only the columns of `tokens`; None for a model that does not expose its layer."""
     import torch
 
     head = model.get_output_embeddings()
@@ -225,7 +226,7 @@ def _narrow_head(model: "PreTrainedModel", tokens: list[int]) -> "torch.nn.Linea
 
 @contextmanager
 def _output_layer(model: "PreTrainedModel", head: "torch.nn.Linear | None") -> Iterator[None]:
-    """Puts `head` in the place of the model's output layer; what the model does to logits afterwards stays."""
+    """Replaces the model's output layer with `head`; what the model does to logits afterwards still applies."""
     if head is None:
         yield
         return
@@ -244,18 +245,18 @@ def _can_repeat(cache: object) -> bool:
 
 
 def _repeated(cache: "Cache", rows: "torch.Tensor") -> "Cache":
-    """A new cache with the given rows of `cache`, which stays as it is."""
+    """A new cache with the given rows of `cache`, which is left unchanged."""
     repeated = copy.copy(cache)
     repeated.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in repeated.layers:
         # Convolution layers keep their states in dicts, which a shallow copy would share.
         vars(layer).update({name: dict(value) for name, value in vars(layer).items() if isinstance(value, dict)})
-    repeated.reorder_cache(rows)  # selects, and so copies, the tensors
+    repeated.reorder_cache(rows)  # indexing copies the tensors
     return repeated
 
 
 def _size(cache: "Cache") -> int:
-    """Bytes of the tensors in a cache."""
+    """The size in bytes of the tensors in a cache."""
     import torch
 
     states = [value for layer in cache.layers for value in vars(layer).values()]

@@ -1,4 +1,4 @@
-"""The batches that an evaluation has finished, on disk, so that a killed run does not repeat them."""
+"""Records an evaluation's finished batches on disk, so that a resumed run does not repeat them."""
 
 import json
 import os
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """One line of JSON for each finished batch. A line torn by a crash counts as not written.
+    """One line of JSON for each finished batch. An incomplete last line, left by a crash, is removed.
 
     Given several files, one for each shard, it merges them for reading.
     """
@@ -34,11 +34,11 @@ class Record:
         return len(self.rows)
 
     def texts(self) -> list[str]:
-        """In the order of the rows."""
+        """The answers, in the order of the rows."""
         return [self.rows[row][0] for row in sorted(self.rows)]
 
     def probabilities(self) -> list[list[float] | None]:
-        """In the order of the rows."""
+        """The answers' label probabilities, in the order of the rows."""
         return [self.rows[row][1] for row in sorted(self.rows)]
 
     def append(self, rows: Sequence[int], parts: "Sequence[Answers]", image_tokens: int) -> None:

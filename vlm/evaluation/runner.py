@@ -1,4 +1,4 @@
-"""Puts the samples of a split through a loaded model, batch by batch."""
+"""Runs the samples of a split through a loaded model, batch by batch."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BatchRunner:
-    """Runs the batches of one shard (i, of n) of an evaluation on one loaded model."""
+    """Runs the batches of one shard (i, n) of an evaluation on one loaded model."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class BatchRunner:
     ) -> None:
         self._model = model
         self._processor = processor
-        # Some models' configurations have it under the older name.
+        # Some models' configurations use the older name.
         self._image_token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
         self._task = task
         self._batch_size = batch_size
@@ -46,16 +46,16 @@ class BatchRunner:
         rows: range | None = None,
         equal_lengths: bool = False,
     ) -> None:
-        """Decodes the answers to `rows` of `data` (to all, if not given), leaving out the batches in `record`."""
+        """Answers `rows` of `data` (all rows by default), and skips the batches that `record` already has."""
         lengths = batching.prompt_lengths(data, self._processor, self._task)
         lengths = lengths[: len(rows)] if rows is not None else lengths
-        # Every n-th batch, not a contiguous range: the longest come first, and all shards should take equally long.
+        # Every n-th batch, not a contiguous range, because the longest come first and shards should take equally long.
         first, step = self._shard
         batches = batching.plan(lengths, self._batch_size, equal_lengths)[first::step]
         load = batching.Loader(data, self._processor, self._task)
         self._emit(Progress(record.samples, len(lengths), unit))
-        left = [batch for batch in batches if batch[0] not in record.rows]
-        for batch, inputs in batching.ahead(load, left):
+        remaining = [batch for batch in batches if batch[0] not in record.rows]
+        for batch, inputs in batching.ahead(load, remaining):
             parts = memory.in_parts(partial(self._answers, decode, load, batch, inputs), batch, self._emit)
             record.append(batch, [answers for answers, _ in parts], sum(count for _, count in parts))
             self._emit(Progress(record.samples, len(lengths), unit))
@@ -68,7 +68,7 @@ class BatchRunner:
         inputs: "BatchFeature",
         rows: Sequence[int],
     ) -> "tuple[Answers, int]":
-        """The answers to `rows`, and how many image tokens they have; `inputs` are those of the whole `batch`."""
+        """The answers to `rows`, and the number of their image tokens; `inputs` are those of the whole `batch`."""
         encoded = inputs if len(rows) == len(batch) else load(rows)
         image_tokens = int((encoded["input_ids"] == self._image_token).sum())
         return decode(encoded.to(self._model.device, self._model.dtype)), image_tokens

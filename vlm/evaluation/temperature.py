@@ -1,7 +1,7 @@
-"""Temperature scaling: one number, fitted on validation, that corrects how sure the model is of its labels.
+"""Temperature scaling: one number, fitted on validation, that corrects the model's confidence.
 
 The labels' probabilities become proportional to p ** (1 / temperature), where temperature minimises the log loss on the
-validation split (C. Guo et al., ICML 2017). Which label is the most probable does not change.
+validation split (C. Guo et al., ICML 2017). The most probable label does not change.
 """
 
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def fit(probabilities: Sequence[Sequence[float]], truth: Sequence[int]) -> float:
-    """The temperature for `probabilities`, (samples, labels), of samples whose labels are the columns `truth`."""
+    """The temperature for `probabilities`, (samples, labels); `truth` is the column of each sample's true label."""
     import numpy as np
     from scipy.optimize import minimize_scalar
 
@@ -36,5 +36,5 @@ def _scaled_logarithms(probabilities: Sequence[Sequence[float]], temperature: fl
     import numpy as np
     from scipy.special import log_softmax
 
-    smallest = np.finfo(np.float64).tiny  # also for a probability that underflowed to 0
+    smallest = np.finfo(np.float64).tiny  # in place of probabilities that underflowed to 0
     return log_softmax(np.log(np.maximum(np.stack(list(probabilities)), smallest)) / temperature, axis=1)

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def turn_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
-    """The tokens of the model's whole turn that gives each label, in the order of the labels: what training supervises.
+    """The tokens of the model's whole turn for each label, in the order of the labels; training supervises these.
 
-    The turn's text is what the chat template adds to the prompt, tokenised in one piece. It has an end-of-turn token.
+    The turn's text is what the chat template appends to the prompt, tokenised in one piece. An end-of-turn token is
+    added if the template writes none.
     """
     tokenizer = processor.tokenizer
     prompt = chat.messages(processor, task)
@@ -30,7 +31,7 @@ def turn_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
 
 
 def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
-    """The same up to and with the end-of-turn token. Raises InputError for labels that are equal in tokens."""
+    """The same, up to and including the end-of-turn token. Raises InputError if two labels have the same tokens."""
     end = processor.tokenizer.eos_token_id
     tokens = [ids[: ids.index(end) + 1] for ids in turn_tokens(processor, task)]
     first_with = {}
@@ -38,20 +39,20 @@ def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
         other = first_with.setdefault(tuple(ids), label)
         if other != label:
             raise InputError(
-                f"configs/tasks/{task.name}.yaml: labels: {other!r} and {label!r} are the same tokens to this model, "
-                "whose tokenizer does not know their characters; rename one"
+                f"configs/tasks/{task.name}.yaml: labels: {other!r} and {label!r} have the same tokens in this model, "
+                "whose tokenizer cannot tell their characters apart; rename one"
             )
     return tokens
 
 
 @dataclass(frozen=True)
 class Trie:
-    """Token sequences that share beginnings, none of which is the beginning of another.
+    """A trie of token sequences, none of which is a prefix of another.
 
-    `forced` is what all share. `nodes` are the branching nodes, each as its path after `forced`, root first; an edge
-    leads from a node to one of its children: edges[e] is (index of the node, token). `edges_of[i]` are the edges on
-    the way to sequence i. `paths` are the longest ways that visit all nodes but the root: a forward of one gives the
-    logits of every node on it.
+    `forced` is the prefix that all share. `nodes` are the branching nodes, each as its path after `forced`, root first;
+    an edge leads from a node to one of its children: edges[e] is (index of the node, token). `edges_of[i]` are the
+    edges on the path of sequence i. `paths` are the longest paths, which together visit all nodes except the root: a
+    forward pass over one yields the logits of every node on it.
     """
 
     forced: tuple[int, ...]

@@ -1,1 +1,1 @@
-"""Loading a model, its processor and chat template; the memory and time that it needs."""
+"""Loading a model, its processor and chat template; handling and measuring memory and time."""

@@ -1,4 +1,4 @@
-"""A task's question as a model's chat template writes it, whatever the template's habits."""
+"""Renders a task's question with a model's chat template, whatever the template's conventions."""
 
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,12 @@ def prompt(processor: "ProcessorMixin", task: Task) -> str:
 
 
 def messages(processor: "ProcessorMixin", task: Task) -> list[dict]:
-    """The task's conversation in a form that the template writes out completely.
+    """The task's conversation in a form that the template renders completely.
 
-    Templates differ in how they take a system prompt: LFM2.5-VL's wants plain text; SmolVLM's wants a list of parts,
-    and silently drops plain text; others refuse the role, and then it stands before the question. Returns the first
-    form that is written out. Raises InputError if there is no template or it writes out none of them, and for a prompt with
-    special tokens in it.
+    Templates differ in how they take a system prompt: LFM2.5-VL's expects plain text; SmolVLM's expects a list of parts
+    and silently drops plain text; others reject the role, and then it is put before the question. Returns the first
+    form that is rendered completely. Raises InputError if there is no template, if it renders none of them, and if the
+    prompt contains special tokens.
     """
     import jinja2
 
@@ -41,7 +41,7 @@ def messages(processor: "ProcessorMixin", task: Task) -> list[dict]:
         if question.strip() in written and (system or "").strip() in written:
             return form
     raise InputError(
-        f"configs/tasks/{task.name}.yaml: prompt: the model's chat template writes no such question; is it a template "
+        f"configs/tasks/{task.name}.yaml: prompt: the model's chat template leaves out the question; is it a template "
         "for text and pictures?"
     )
 

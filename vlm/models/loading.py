@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 def load(
     config: ModelConfig, image: ImageParams, adapter: str | None = None, merged: bool = True
 ) -> tuple["PreTrainedModel", "ProcessorMixin"]:
-    """The model in evaluation mode on this machine's GPU, if it has one, else its CPU; and the processor, left-padding.
+    """Returns the model in evaluation mode, on the GPU if there is one, else the CPU, and its processor, left-padding.
 
-    An adapter is merged into the weights, which is faster, unless `merged` is false: then the model is PEFT's.
+    An adapter is merged into the weights, which is faster, unless `merged` is false: then the model is a PeftModel.
 
     Raises InputError for a pinned model that has changed, one that cannot be loaded or needs more than this GPU's
-    memory, and for an adapter that is none or another model's.
+    memory, and for a folder that is not an adapter or is one for another model.
     """
     config = pins.resolved_model(config)
     if adapter is not None:
@@ -40,7 +40,7 @@ def load(
 
     processor = load_processor(config, image)
     _require_memory(config, require_files(config))
-    with _one_line(config):
+    with _one_line_errors(config):
         model = AutoModelForImageTextToText.from_pretrained(
             config.id,
             revision=hub_revision(config),
@@ -67,17 +67,17 @@ def _verify_adapter(adapter: str, config: ModelConfig) -> None:
 
 
 def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
-    """The model's processor with params.yaml's `image` applied. Raises InputError for a knob that it does not have."""
+    """The model's processor with params.yaml's `image` applied. Raises InputError for settings that it lacks."""
     quiet_libraries()
     from transformers import AutoProcessor
 
     config = pins.resolved_model(config)
     pins.verify_model(config)
     require_files(config)
-    with _one_line(config):
+    with _one_line_errors(config):
         processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config), local_files_only=True)
     processor.tokenizer.padding_side = "left"
-    # It would be saved with an adapter, where it would keep others from loading the tokenizer.
+    # Otherwise it is saved with an adapter and keeps others from loading the tokenizer.
     processor.tokenizer.init_kwargs.pop("local_files_only", None)
     wanted = {"max_image_tokens": image.max_tokens, "do_image_splitting": image.splitting}
     for attribute, value in wanted.items():
@@ -85,17 +85,17 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
             continue
         if not hasattr(processor.image_processor, attribute):
             key = "max_tokens" if attribute == "max_image_tokens" else "splitting"
-            raise InputError(f"params.yaml: image.{key}: {config.id} has no such setting; null leaves it alone")
+            raise InputError(f"params.yaml: image.{key}: {config.id} has no such setting; use null")
         setattr(processor.image_processor, attribute, value)
     smallest = getattr(processor.image_processor, "min_image_tokens", None)
     if image.max_tokens is not None and smallest is not None and smallest >= image.max_tokens:
-        # Equal bounds break for pictures that are not square.
+        # Equal bounds fail for pictures that are not square.
         processor.image_processor.min_image_tokens = image.max_tokens // 2
     return processor
 
 
 def _require_memory(config: ModelConfig, folder: Path) -> None:
-    """Raises InputError if the GPU cannot hold an evaluation: the weights in their dtype and half as much again."""
+    """Raises InputError if the GPU has less memory than an evaluation needs: 1.5 times the weights in their dtype."""
     import torch
 
     if not torch.cuda.is_available():
@@ -105,12 +105,12 @@ def _require_memory(config: ModelConfig, folder: Path) -> None:
     if available < needed:
         raise InputError(
             f"configs/models/{config.name}.yaml: id: {config.id!r} needs about {needed:.0f} GiB of GPU memory, and "
-            f"{torch.cuda.get_device_name()} has {available:.0f}; take a larger GPU or a smaller model"
+            f"{torch.cuda.get_device_name()} has {available:.0f}; use a larger GPU or a smaller model"
         )
 
 
 def _parameters(folder: Path) -> int:
-    """The number of weights in a model's folder, from the headers of its files."""
+    """The number of parameters in a model's folder, from the headers of its files."""
     from math import prod
 
     from safetensors import safe_open
@@ -123,10 +123,11 @@ def _parameters(folder: Path) -> int:
 
 
 def require_files(config: ModelConfig) -> Path:
-    """The model's folder, downloaded if it is not yet in the cache: configuration, tokenizer, processor, weights.
+    """Returns the model's folder: configuration, tokenizer, processor, weights. Downloads what is not yet in the cache.
 
-    The weights are safetensors, and no code is downloaded. It happens before transformers looks for the files, because
-    transformers neither waits for a busy Hub nor retries a broken connection. Raises InputError.
+    The weights are safetensors, and no code is downloaded. This is done before transformers looks for the files,
+    because transformers neither waits for a busy Hub nor retries a broken connection. Raises InputError if the download
+    fails or the folder holds no such model.
     """
     key = f"configs/models/{config.name}.yaml: id"
     folder = config.folder
@@ -144,8 +145,8 @@ def require_files(config: ModelConfig) -> Path:
 
 
 @contextmanager
-def _one_line(config: ModelConfig) -> Iterator[None]:
-    """Turns what the libraries raise for a repository that they cannot use into one line."""
+def _one_line_errors(config: ModelConfig) -> Iterator[None]:
+    """Turns the libraries' exceptions for a repository that they cannot use into a one-line InputError."""
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -169,7 +170,7 @@ def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]")
 
 
 def hub_revision(config: ModelConfig) -> str | None:
-    """The Hub commit to load; a folder has none. Raises InputError."""
+    """The Hub commit to load; None for a local folder. Raises InputError, see pins.resolved_model."""
     return None if config.folder else pins.resolved_model(config).revision
 
 
@@ -180,7 +181,7 @@ def device() -> "torch.device":
 
 
 def quiet_libraries() -> None:
-    """Keeps the Hugging Face libraries from printing what the user of a pipeline cannot act on."""
+    """Keeps the Hugging Face libraries from printing messages that users of the pipeline cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     import datasets

@@ -1,4 +1,4 @@
-"""Running out of a device's memory: recognising it, and going on with smaller batches."""
+"""Recognises out-of-memory errors, and continues with smaller batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Log
 
-# What torch, cuBLAS, cuDNN and Triton say, in lower case; torch has an exception of its own for accelerators only.
+# Messages of torch, cuBLAS, cuDNN and Triton, in lower case; torch has a separate exception only for accelerators.
 _OUT_OF_MEMORY = (
     "not enough memory",
     "allocate memory",
@@ -17,14 +17,14 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this was raised because an accelerator or the machine has too little memory."""
+    """Whether an error was raised because an accelerator or the machine has too little memory."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
 def in_parts(compute: Callable[[Sequence], Any], items: Sequence, emit: Emit) -> list[Any]:
-    """[compute(items)], or, if that does not fit into memory, the results of both halves, and so on.
+    """Returns [compute(items)] or, if that does not fit into memory, the results of its halves, and so on.
 
     Raises InputError if not even one of `items`, the samples of a batch, fits.
     """
@@ -33,11 +33,11 @@ def in_parts(compute: Callable[[Sequence], Any], items: Sequence, emit: Emit) ->
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    # Not inside the except block: there the exception would keep the tensors alive that did not fit.
+    # Outside the except block, where the exception would keep the tensors that did not fit alive.
     if len(items) == 1:
         raise InputError(
-            "params.yaml: evaluation.batch_size: not even one sample at a time fits into this device's memory; "
-            "image.max_tokens makes samples smaller"
+            "params.yaml: evaluation.batch_size: not even one sample fits into this device's memory; "
+            "lower image.max_tokens to make samples smaller"
         )
     free_memory()
     half = len(items) // 2
@@ -46,7 +46,7 @@ def in_parts(compute: Callable[[Sequence], Any], items: Sequence, emit: Emit) ->
 
 
 def free_memory() -> None:
-    """Returns memory that is no longer used to the device."""
+    """Returns unused memory to the device."""
     import gc
 
     import torch

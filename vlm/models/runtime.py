@@ -1,4 +1,4 @@
-"""What a job needed, and on what: numbers that differ between equal runs and are kept apart from the metrics."""
+"""A job's time, memory and device, which differ between equal runs and are therefore kept apart from the metrics."""
 
 import json
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
-    """Samples handled by this run, its seconds and samples a second, this process's peak memory in GB, and the device.
+    """This run's samples, seconds and samples per second, this process's peak memory in GB, and the device.
 
     Peak memory is the GPU's if there is one, else the process's resident set.
     """
@@ -31,14 +31,19 @@ def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
 
 
 def merged(parts: list[dict]) -> dict[str, float | int | str]:
-    """Merges what containers that worked side by side have measured: the job took as long as the slowest."""
+    """Merges the measurements of containers that worked side by side: the job took as long as the slowest one."""
     samples, seconds = sum(part["samples"] for part in parts), max(part["seconds"] for part in parts)
-    return parts[0] | {
-        "samples": samples,
-        "seconds": seconds,
-        "samples_per_second": _rate(samples, seconds),
-        "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
-    }
+    slowest = {name: max(part[name] for part in parts) for name in parts[0] if name.endswith("_seconds")}
+    return (
+        parts[0]
+        | slowest
+        | {
+            "samples": samples,
+            "seconds": seconds,
+            "samples_per_second": _rate(samples, seconds),
+            "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
+        }
+    )
 
 
 def write(path: Path, values: dict) -> None:

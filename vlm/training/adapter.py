@@ -1,4 +1,4 @@
-"""The adapter's folder: the weights as PEFT loads them, the processor, and a model card."""
+"""Writes an adapter's folder: the weights in PEFT's format, the processor and a model card."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def save(
     job: "FineTuning", checkpoint: Path, directory: Path, processor: "ProcessorMixin", validation: dict[str, float]
 ) -> None:
-    """Writes a checkpoint's adapter into `directory`; `validation` is its row of the table of checkpoints."""
+    """Writes a checkpoint's adapter into `directory`; `validation` is its row of checkpoints.csv."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     shutil.copyfile(checkpoint / "adapter_model.safetensors", directory / "adapter_model.safetensors")
     config = json.loads((checkpoint / "adapter_config.json").read_text())
-    config["revision"] = loading.hub_revision(job.model)  # without it PEFT would load the base at main
+    config["revision"] = loading.hub_revision(job.model)  # without it PEFT would load the base model's main branch
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     processor.save_pretrained(directory)
     (directory / "README.md").write_text(_model_card(job, validation), encoding="utf-8")

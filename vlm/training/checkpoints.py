@@ -1,4 +1,4 @@
-"""The checkpoints of a training: which of them are complete, and the table of what validation says of each."""
+"""A training run's checkpoints: finding the last complete one, and the table of their validation results."""
 
 import csv
 import json
@@ -17,13 +17,13 @@ COLUMNS = (
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The latest checkpoint that was written to its end."""
+    """Returns the latest complete checkpoint, None if there is none."""
     complete = [path for path in directory.glob("checkpoint-*") if _is_complete(path)]
     return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether no file is missing or cut off: torch's files are zips, and safetensors files know their length."""
+    """Whether no file is missing or truncated: torch's files are zips, and safetensors files state their length."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -32,15 +32,15 @@ def _is_complete(checkpoint: Path) -> bool:
             pass
     except (OSError, ValueError, SafetensorError):
         return False
-    # Each process writes its random state into a file of its own.
+    # Each process writes its own file of random state.
     files = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
     return len(files) > 2 and all(zipfile.is_zipfile(path) for path in files)
 
 
 def validation_passes(state: "TrainerState") -> list[dict[str, float]]:
-    """The validation passes in the trainer's log, a dict with COLUMNS as keys for each step.
+    """Returns the validation passes in the trainer's log: one dict per step, with COLUMNS as keys.
 
-    After a resume the last one may be in the log twice.
+    After a resume the log may contain the last pass twice; it is returned once.
     """
     passes, train_loss, rate = {}, math.nan, math.nan
     for entry in state.log_history:

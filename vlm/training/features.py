@@ -1,11 +1,11 @@
-"""The outputs of a frozen vision tower, computed once a picture and read again in every epoch and look at validation.
+"""Caches a frozen vision tower's outputs: computed once per picture, read in every epoch and validation pass.
 
-Without LoRA in the tower they never change. They lie on disk, as large as the processor pads pictures to.
+Without LoRA in the tower they never change. They are stored on disk, padded as the processor pads pictures.
 """
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-_TOWER = "vision_tower"  # the name that LFM2-VL and most others give it
+_TOWER = "vision_tower"  # its attribute name in LFM2-VL and most other models
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 class Plan:
-    """How large the features of splits are; made without computing any."""
+    """The prompts and feature sizes of splits, found without computing any features."""
 
     def __init__(self, data: Sequence[str], processor: "ProcessorMixin", task: Task) -> None:
         self.sizes = {path: list(dataset.image_sizes(path)) for path in data}
-        # What a prompt looks like depends on a picture's size alone: a blank one stands for all of its size.
+        # A prompt depends only on its picture's size, so one blank picture stands for all pictures of a size.
         self.prompts = {
             size: dict(loading.encode(processor, task, [Image.new("RGB", size)]))
             for size in dict.fromkeys(size for sizes in self.sizes.values() for size in sizes)
@@ -40,15 +40,15 @@ class Plan:
         self.tiles = {size: len(prompt.pop("pixel_values")) for size, prompt in self.prompts.items()}
 
     def count(self) -> int:
-        """Tiles, of all pictures of all splits."""
+        """The number of tiles in all pictures of all splits."""
         return sum(self.tiles[size] for sizes in self.sizes.values() for size in sizes)
 
 
 class Features:
-    """The model's inputs by row of a split, with the tower's outputs in the place of the pixels; see `precompute`."""
+    """The model's inputs for the rows of a split, with the tower's outputs in place of pixels; see `precompute`."""
 
     def __init__(self, data: str, plan: Plan, padding: int, tiles: "torch.Tensor") -> None:
-        """`tiles`: (tiles of the split, patches, hidden size), of which nothing need be computed yet."""
+        """`tiles` is (tiles of the split, patches, hidden size); its values may be filled in later."""
         self._prompts = plan.prompts
         self._sizes = plan.sizes[data]
         self._first = [0, *accumulate(plan.tiles[size] for size in self._sizes)]
@@ -56,15 +56,15 @@ class Features:
         self.tiles = tiles
 
     def span(self, row: int) -> slice:
-        """A row's tiles."""
+        """The range of a row's tiles."""
         return slice(self._first[row], self._first[row + 1])
 
     def row(self, row: int) -> dict[str, "torch.Tensor"]:
-        """The inputs of one row, a batch of one."""
+        """The inputs for one row, as a batch of one."""
         return {**self._prompts[self._sizes[row]], "pixel_values": self.tiles[self.span(row)]}
 
     def collate(self, rows: Sequence[dict[str, "torch.Tensor"]]) -> "BatchFeature":
-        """One batch of several: what has a length is padded on the left, as the processor does it."""
+        """Joins rows into one batch; token sequences are padded on the left, as the processor does."""
         import torch
         from transformers import BatchFeature
 
@@ -79,7 +79,7 @@ class Features:
         return BatchFeature(batch)
 
     def __call__(self, rows: Sequence[int]) -> "BatchFeature":
-        """The inputs of `rows`, as vlm.batching.Loader gives them but for the pixels."""
+        """The inputs for `rows`, the same as vlm.evaluation.batching.Loader returns except for the pixels."""
         return self.collate([self.row(row) for row in rows])
 
 
@@ -95,11 +95,11 @@ def precompute(
 ) -> dict[str, Features] | None:
     """Computes the features of `splits` into `directory`, `at_once` pictures at a time, and replaces the model's tower.
 
-    The pictures that go through together depend on the arguments alone, and so does the result; each of several
-    processes (see vlm.finetuning) computes its share. What an earlier run has finished in `directory` with as many
-    `at_once` is taken for the same. None, and the model is as it was, if the features take more than `budget` GB or the
-    model is not built for it: it has no vision tower by that name, or does not go on with the tower's last hidden
-    state. Raises InputError if the disk is too full.
+    Which pictures go through together depends only on the arguments, and so does the result; with several processes
+    (see vlm.training.job), each computes its part. Features that an earlier run has finished in `directory` with the
+    same `at_once` are reused. Returns None and leaves the model unchanged if the features take more than `budget` GB or
+    the model does not allow it: it has no vision tower by that name, or does not continue from the tower's last hidden
+    state. Raises InputError if the disk has too little free space.
     """
     import torch
     from accelerate import PartialState
@@ -109,57 +109,65 @@ def precompute(
     first = batching.Loader(splits[0], processor, task)([0]).to(loaded.device, loaded.dtype)
     example, projected = _tower_output(loaded, first)
     if example is None or not _replaceable(loaded, first, example, projected):
-        emit(Log("this model's image features cannot be kept; they are computed anew in every epoch"))
+        emit(Log("this model's image features cannot be cached; they are recomputed in every epoch"))
         return None
     shape, bytes_a_tile = example.shape[1:], example[0].nbytes
     gigabytes = plan.count() * bytes_a_tile / 1e9
     if gigabytes > budget:
-        emit(Log(f"image features take {gigabytes:.1f} GB, more than finetune.cache_image_features: not kept"))
+        emit(Log(f"image features take {gigabytes:.1f} GB, more than finetune.cache_image_features; not cached"))
         return None
     complete = directory / f"complete with {at_once} at once"
-    there = complete.exists()
+    finished = complete.exists()
     processes.wait_for_everyone()
-    if processes.is_main_process and not there:
+    if processes.is_main_process and not finished:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
     processes.wait_for_everyone()
     free = shutil.disk_usage(directory).free / 1e9
-    if gigabytes > free and not there:
+    if gigabytes > free and not finished:
         raise InputError(
             f"params.yaml: finetune.cache_image_features: {gigabytes:.1f} GB of image features do not fit on the disk "
-            f"of {directory}, which has {free:.1f} GB free; 0 computes them anew in every epoch"
+            f"of {directory}, which has {free:.1f} GB free; 0 recomputes them in every epoch"
         )
     found = {}
     done, total = 0, sum(len(sizes) for sizes in plan.sizes.values())
     for number, split in enumerate(splits):
+        file = directory / f"{number}.bin"
         count = sum(plan.tiles[size] for size in plan.sizes[split])
-        elements = count * shape.numel()
-        tiles = torch.from_file(str(directory / f"{number}.bin"), True, elements, dtype=example.dtype)
-        features = Features(split, plan, processor.tokenizer.pad_token_id, tiles.view(count, *shape))
+        tiles = torch.from_file(str(file), True, count * shape.numel(), dtype=example.dtype)
+        found[split] = Features(split, plan, processor.tokenizer.pad_token_id, tiles.view(count, *shape))
+        if finished:
+            continue
         rows = len(plan.sizes[split])
         chunks = [range(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
-        mine = [] if there else chunks[processes.process_index :: processes.num_processes]
-        for chunk, inputs in batching.ahead(batching.Loader(split, processor, task), mine):
-            output, _ = _tower_output(loaded, inputs.to(loaded.device, loaded.dtype))
-            features.tiles[features.span(chunk[0]).start : features.span(chunk[-1]).stop] = output.cpu()
-            done += len(chunk)
+        load = batching.Loader(split, processor, task)
+        for encoded in _encode(loaded, load, chunks[processes.process_index :: processes.num_processes], found[split]):
+            done += encoded
             emit(Progress(min(done * processes.num_processes, total), total, "picture encoded"))
-        found[split] = features
-        if not there:
-            with (directory / f"{number}.bin").open("rb") as file:
-                os.fsync(file)  # before it counts as complete
+        with file.open("rb") as written:
+            os.fsync(written)  # before the features are marked as complete
     processes.wait_for_everyone()
     complete.touch()
-    setattr(loaded.base_model, _TOWER, _given())
+    setattr(loaded.base_model, _TOWER, _pass_through())
     return found
+
+
+def _encode(
+    loaded: "PreTrainedModel", load: batching.Loader, chunks: Sequence[range], features: Features
+) -> Iterator[int]:
+    """Computes the features of the rows of each chunk, and yields how many rows those are."""
+    for chunk, inputs in batching.ahead(load, chunks):
+        output, _ = _tower_output(loaded, inputs.to(loaded.device, loaded.dtype))
+        features.tiles[features.span(chunk[0]).start : features.span(chunk[-1]).stop] = output.cpu()
+        yield len(chunk)
 
 
 def _tower_output(
     loaded: "PreTrainedModel", inputs: "BatchFeature"
 ) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
-    """The tower's last hidden state for a batch, (tiles, patches, hidden size), and what the language model gets.
+    """The tower's last hidden state for a batch, (tiles, patches, hidden size), and the language model's image inputs.
 
-    None for a state of another kind, and for both if there is no tower.
+    The state is None if it has another shape; both are None if there is no tower.
     """
     import torch
 
@@ -179,7 +187,7 @@ def _tower_output(
 
 
 def _project(loaded: "PreTrainedModel", inputs: "BatchFeature") -> "torch.Tensor":
-    """Pictures as the language model gets them."""
+    """The pictures' features as the language model receives them."""
     import torch
 
     features = loaded.get_image_features(**{k: v for k, v in inputs.items() if k not in _OF_TEXT}).pooler_output
@@ -189,29 +197,29 @@ def _project(loaded: "PreTrainedModel", inputs: "BatchFeature") -> "torch.Tensor
 def _replaceable(
     loaded: "PreTrainedModel", inputs: "BatchFeature", state: "torch.Tensor", projected: "torch.Tensor"
 ) -> bool:
-    """Whether the model makes the same of a tower's last hidden state as of the pixels, which gave `projected`."""
+    """Whether the model computes the same from the tower's last hidden state as from the pixels: `projected`."""
     import torch
 
     base = loaded.base_model
     tower = getattr(base, _TOWER)
     with torch.inference_mode():
-        setattr(base, _TOWER, _given())
+        setattr(base, _TOWER, _pass_through())
         try:
             found = _project(loaded, {**inputs, "pixel_values": state})
-        except (TypeError, ValueError, AttributeError, RuntimeError):  # it wants pixels, or the tower's other layers
+        except (TypeError, ValueError, AttributeError, RuntimeError):  # it needs pixels, or other layers of the tower
             return False
         finally:
             setattr(base, _TOWER, tower)
     return torch.equal(found, projected)
 
 
-def _given() -> "torch.nn.Module":
-    """A tower that takes its own output for the pixels."""
+def _pass_through() -> "torch.nn.Module":
+    """A stand-in for the tower that returns its input: the tower's outputs, passed to it as pixels."""
     import torch
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    class Given(torch.nn.Module):
+    class PassThrough(torch.nn.Module):
         def forward(self, pixel_values: "torch.Tensor", **_: Any) -> BaseModelOutputWithPooling:
             return BaseModelOutputWithPooling(last_hidden_state=pixel_values)
 
-    return Given()
+    return PassThrough()

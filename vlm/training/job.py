@@ -1,4 +1,4 @@
-"""The fine-tuning job: trains a LoRA adapter, and goes on where a killed run stopped."""
+"""The fine-tuning job: trains a LoRA adapter, and resumes where a killed run stopped."""
 
 import json
 import time
@@ -27,12 +27,11 @@ _PATTERN_KEY = "params.yaml: finetune.lora.modules"
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Trains a LoRA adapter on the split `train`, with validation passes over `validation` as it goes.
+    """Trains a LoRA adapter on the split `train`, with regular validation passes over `validation`.
 
-    Writes adapter/ and last/ (the best checkpoint on validation and the last one, as PEFT loads them, with the
-    processor), modules.csv (the modules that LoRA was put on), checkpoints.csv (a row for each validation pass),
-    metrics.json and runtime.json. The loss is the mean cross-entropy of the answer's tokens, the end-of-turn token
-    included.
+    Writes adapter/ and last/ (the best checkpoint on validation and the last one, in PEFT's format, with the
+    processor), modules.csv (the modules with LoRA), checkpoints.csv (one row per validation pass), metrics.json and
+    runtime.json. The loss is the mean cross-entropy of the answer's tokens, including the end-of-turn token.
     """
 
     task: Task
@@ -44,9 +43,9 @@ class FineTuning:
     validation: str
 
     DATA_PARALLEL: ClassVar = True
-    # What a stage takes out of the job's folder; the rest is unfinished work.
+    # The files that a stage takes from the job's folder; the rest is intermediate.
     RESULTS: ClassVar = ("adapter", "last", "modules.csv", "checkpoints.csv", "metrics.json", "runtime.json")
-    # The packages of vlm that decide the result.
+    # The packages of vlm whose code determines the result.
     PACKAGES: ClassVar = ("training", "evaluation", "models", "data", "config")
 
     @property
@@ -55,11 +54,11 @@ class FineTuning:
         return [self.train, self.validation]
 
     def run(self, directory: Path, emit: Emit) -> None:
-        """Trains, or resumes from the last complete checkpoint in `directory`; on a CPU both give the same adapter.
+        """Trains, or resumes from the last complete checkpoint in `directory`; on a CPU both lead to the same adapter.
 
-        In processes started by torchrun or `accelerate launch`, each takes its part of every batch, and the first one
-        reports and writes. Raises InputError for a pattern that matches no module or only some of what it names, and
-        for a loss that diverges; the checkpoints before that stay.
+        Under torchrun or `accelerate launch`, each process takes its part of every batch, and the first one reports and
+        writes. Raises InputError for a pattern that matches no module or only some of those it names, and if the loss
+        diverges; the checkpoints written before that are kept.
         """
         from vlm.training import reporting
         from vlm.training.trainer import processes
@@ -89,26 +88,26 @@ class FineTuning:
             return
         if self.finetune.lora.bias != "none":
             raise InputError(
-                f"params.yaml: finetune.lora.bias: {self.finetune.lora.bias} trains float16 weights themselves, whose "
-                f"gradients cannot be scaled; none, or bfloat16 in configs/models/{self.model.name}.yaml, works"
+                f"params.yaml: finetune.lora.bias: {self.finetune.lora.bias} trains the float16 weights themselves, "
+                f"whose gradients cannot be scaled; use none, or bfloat16 in configs/models/{self.model.name}.yaml"
             )
         if not torch.cuda.is_available():
             raise InputError(
                 f"configs/models/{self.model.name}.yaml: options.dtype: float16 cannot be trained without a GPU; "
-                "float32 and bfloat16 can"
+                "use float32 or bfloat16"
             )
 
     def _train_in_memory(
         self, directory: Path, processes: int, emit: Emit
     ) -> "tuple[Trainer, ProcessorMixin, dict, int]":
-        """`_train` with as large a micro-batch as fits into memory."""
+        """`_train` with the largest micro-batch that fits into memory."""
         per_process, rest = divmod(self.finetune.batch_size, processes)
         micro_batch = self.finetune.micro_batch or per_process
         if rest or per_process % micro_batch:
             raise InputError(
                 f"params.yaml: finetune.batch_size: {self.finetune.batch_size} should be a multiple of "
                 f"{processes} processes x {micro_batch or 1} samples at once (finetune.micro_batch)"
-                + (", one for each GPU that CUDA_VISIBLE_DEVICES shows" if processes > 1 else "")
+                + (", with one process for each GPU in CUDA_VISIBLE_DEVICES" if processes > 1 else "")
             )
         while True:
             try:
@@ -116,30 +115,30 @@ class FineTuning:
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
-            # Not inside the except block: there the exception would keep the tensors alive that did not fit.
+            # Outside the except block, where the exception would keep the tensors that did not fit alive.
             if micro_batch == 1:
                 raise InputError(
-                    "params.yaml: finetune.micro_batch: not even one sample at once fits into this device's memory; "
-                    "image.max_tokens makes samples smaller"
+                    "params.yaml: finetune.micro_batch: not even one sample fits into this device's memory; "
+                    "lower image.max_tokens to make samples smaller"
                 )
             smaller = max(n for n in range(1, micro_batch // 2 + 1) if per_process % n == 0)
-            if processes > 1:  # the others still wait for this one in the middle of a step
+            if processes > 1:  # the others are still waiting for this one in the middle of a step
                 raise InputError(
                     f"params.yaml: finetune.micro_batch: {micro_batch} samples at once do not fit into a device's "
-                    f"memory; {smaller} might"
+                    f"memory; try {smaller}"
                 )
             micro_batch = smaller
             memory.free_memory()
-            emit(Log(f"out of memory; going on with {micro_batch} samples at once, and as many to a step as before"))
+            emit(Log(f"out of memory; continuing with {micro_batch} samples at once, and as many per step as before"))
 
     def _train(self, directory: Path, micro_batch: int, emit: Emit) -> "tuple[Trainer, ProcessorMixin, dict, int]":
-        """The trainer after training, the processor, the modules with LoRA, and the steps done by earlier runs."""
+        """Trains; returns the trainer, the processor, the modules with LoRA, and the steps done by earlier runs."""
         from vlm.models import loading
         from vlm.training import features, reporting
 
         model, processor = loading.load(self.model, self.image)
         modules = self.lora_modules(model)
-        scratch = directory / "scratch"  # for what can be made again
+        scratch = directory / "scratch"  # for files that can be recreated
         kept = None
         if self._keeps_features(modules):
             splits = [self.train, self.validation]
@@ -160,16 +159,16 @@ class FineTuning:
         return trainer, processor, modules, done_before
 
     def _keeps_features(self, modules: dict[str, "torch.nn.Linear"]) -> bool:
-        """Whether a picture's features are needed more than once and do not change while the adapter is trained."""
+        """Whether a picture's features are needed more than once and do not change during training."""
         knobs = self.finetune
         frozen = knobs.lora.bias != "all" and not any(lora.part(name) == "vision" for name in modules)
         return knobs.cache_image_features > 0 and knobs.epochs > 1 and knobs.augment == "none" and frozen
 
     def lora_modules(self, model: "PreTrainedModel") -> dict[str, "torch.nn.Linear"]:
-        """The linear layers that finetune.lora.modules names, by name.
+        """The linear layers that finetune.lora.modules selects, by name.
 
-        Raises InputError for a pattern that does not match as it should (see vlm.training.lora), a rank that is larger
-        than every layer, and learning rates that train none of the layers.
+        Raises InputError for a pattern that lora.matched_modules refuses, a rank that is larger than every layer, and
+        learning rates that are 0 for all of the layers.
         """
         found = lora.matched_modules(model, self._pattern(model), _PATTERN_KEY)
         knobs = self.finetune
@@ -177,7 +176,7 @@ class FineTuning:
         if knobs.lora.r > widest:
             raise InputError(
                 f"params.yaml: finetune.lora.r: {knobs.lora.r} is more than the {widest} of the largest layer that is "
-                "adapted; 4 to 64 is usual"
+                "adapted; usual values are 4 to 64"
             )
         parts = sorted({lora.part(name) for name in found})
         if not any(getattr(knobs.lr_scale, part) for part in parts):
@@ -199,7 +198,7 @@ class FineTuning:
         micro_batch: int | None = None,
         kept: "dict[str, Features] | None" = None,
     ) -> "Trainer":
-        """TRL's trainer, ready to train; the model gets its LoRA layers. See vlm.training.trainer.build."""
+        """Adds LoRA layers to the model; returns TRL's trainer, ready to train. See vlm.training.trainer.build."""
         from vlm.evaluation import batching
         from vlm.training import trainer as trl
         from vlm.training.validation import validate, validation_rows
@@ -211,7 +210,7 @@ class FineTuning:
 
         def validation_pass() -> dict[str, float]:
             rows = validation_rows(self.validation, params.eval_samples, self.seed)
-            # A batch of a training step's size is known to fit.
+            # A batch of the size of a training micro-batch is known to fit.
             return validate(made.model, processor, self.task, self.validation, rows, load, at_once, trl.processes())
 
         made.validate = validation_pass

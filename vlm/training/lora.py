@@ -1,4 +1,4 @@
-"""Which linear layers of a model LoRA is put on: its parts by name, patterns over module names, and what they match."""
+"""Which linear layers of a model get LoRA: the model's parts, patterns over module names, and what they match."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PARTS = ("language", "projector", "vision")
-# Words in a module's dotted name that tell the parts of vision-language models apart; all else is the language model.
+# Words in a module's dotted name that identify its part; modules with none of them belong to the language model.
 _PROJECTOR = re.compile(r"projector|connector|merger|resampler")
 _PATCH_EMBEDDING = re.compile(r"patch_embed")
 _VISION = re.compile(r"vision|visual|image_tower|vit\b")
@@ -27,9 +27,9 @@ def part(name: str) -> str:
 
 
 def derived_pattern(model: "PreTrainedModel", wanted: str) -> str | None:
-    """One anchored regular expression for a part's linear layers; None if it has none.
+    """An anchored regular expression for a part's linear layers; None if the part has none.
 
-    The output layer and the layer that embeds the pixels of a patch are left out, as token embeddings are.
+    The output layer and the layer that embeds the pixels of a patch are left out, like token embeddings.
     """
     names = [n for n, _ in _linear_layers(model) if part(n) == wanted and not _PATCH_EMBEDDING.search(n)]
     if not names:
@@ -40,15 +40,15 @@ def derived_pattern(model: "PreTrainedModel", wanted: str) -> str | None:
     between = r"\.(.*\.)?" if prefix else "(.*)"
     pattern = f"{re.escape('.'.join(prefix))}{between}({'|'.join(map(re.escape, last))})"
     matched = {name for name, _ in _linear_layers(model) if re.fullmatch(pattern, name)}
-    # Layers of one name in two parts (Qwen's merger is inside its vision tower) leave no short pattern.
+    # There is no short pattern if two parts share a layer name (Qwen's merger is inside its vision tower).
     return f"^{pattern}$" if matched == set(names) else f"^({'|'.join(map(re.escape, names))})$"
 
 
 def matched_modules(model: "PreTrainedModel", pattern: str, key: str) -> dict[str, "torch.nn.Linear"]:
-    """The linear layers that `pattern` matches as a whole name, by name; `key` is where the pattern stands.
+    """The linear layers whose whole name matches `pattern`, by name; error messages start with `key`.
 
-    Raises InputError if it matches none, or something else than a linear layer, or if one of the names that it lists
-    as alternatives, (q_proj|o_proj), is in no match: what it names would silently not be trained.
+    Raises InputError if it matches nothing, the output layer, or anything other than a linear layer, or if one of the
+    names that it lists as alternatives, as in (q_proj|o_proj), is in no match: it would silently not be trained.
     """
     import torch
 
@@ -56,14 +56,14 @@ def matched_modules(model: "PreTrainedModel", pattern: str, key: str) -> dict[st
     if not found:
         raise InputError(
             f"{key}: {pattern!r} matches no module of the model, which has {_examples(model)}; "
-            f"or name parts, joined by +: {', '.join(PARTS)}"
+            f"or give parts, joined by +: {', '.join(PARTS)}"
         )
     head = model.get_output_embeddings()
     for name, module in found.items():
         if module is head:
             raise InputError(
-                f"{key}: {pattern!r} matches {name}, the output layer, which cannot have LoRA here: only some of its "
-                f"columns are computed; name other layers, for example {_examples(model)}"
+                f"{key}: {pattern!r} matches {name}, the output layer, which cannot have LoRA here, because only some "
+                f"of its columns are computed; use other layers, for example {_examples(model)}"
             )
         if not isinstance(module, torch.nn.Linear):
             raise InputError(
@@ -73,14 +73,14 @@ def matched_modules(model: "PreTrainedModel", pattern: str, key: str) -> dict[st
     for word, with_word, without in _alternatives(pattern):
         if not any(re.fullmatch(with_word, name) and not re.fullmatch(without, name) for name in found):
             raise InputError(
-                f"{key}: no linear layer of the model matches {word!r} of {pattern!r}; take it out, "
-                f"or name what is there, for example {_examples(model)}"
+                f"{key}: no linear layer of the model matches {word!r} of {pattern!r}; remove it, "
+                f"or use names that the model has, for example {_examples(model)}"
             )
     return found
 
 
 def table(modules: "dict[str, torch.nn.Linear]", adapted: "PeftModel") -> list[dict[str, str | int]]:
-    """A row for each matched module: its part, its size and how many of its parameters PEFT trains."""
+    """One row per matched module: its part, its size and the number of its parameters that PEFT trains."""
     trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
     return [
         {
@@ -88,7 +88,7 @@ def table(modules: "dict[str, torch.nn.Linear]", adapted: "PeftModel") -> list[d
             "part": part(name),
             "in_features": layer.in_features,
             "out_features": layer.out_features,
-            "trainable_parameters": sum(n for of, n in trained.items() if of.startswith(f"base_model.model.{name}.")),
+            "trainable_parameters": sum(n for key, n in trained.items() if key.startswith(f"base_model.model.{name}.")),
         }
         for name, layer in modules.items()
     ]
@@ -108,7 +108,7 @@ def _examples(model: "PreTrainedModel") -> str:
 
 
 def _alternatives(pattern: str) -> list[tuple[str, str, str]]:
-    """Every word in a group of words, (a|b), with the pattern in which it is the group, and that without the group."""
+    """The words of every group (a|b), each with the pattern reduced to that word and the pattern without the group."""
     found = []
     for group in re.finditer(r"\((?:\?:)?(\w+(?:\|\w+)+)\)", pattern):
         before, after = pattern[: group.start()], pattern[group.end() :]
@@ -117,9 +117,9 @@ def _alternatives(pattern: str) -> list[tuple[str, str, str]]:
 
 
 def pattern_for(model: "PreTrainedModel", wanted: str, known: Mapping[str, str], key: str) -> str:
-    """The pattern of a preset ("language+projector"), from `known` patterns of its parts or else the module tree.
+    """The pattern for a preset ("language+projector"), from the `known` patterns of its parts or else the module tree.
 
-    What is no preset is a pattern itself. Raises InputError for a part that the model does not have.
+    Anything else is a pattern already and is returned as is. Raises InputError for a part that the model lacks.
     """
     parts = wanted.split("+")
     if not set(parts) <= set(PARTS):

@@ -1,4 +1,4 @@
-"""A training's progress and scalars as events, for whoever started it."""
+"""Reports a training run's progress and scalars as events."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Event, Progress, Scalars
 
-# The trainer's name of a number -> DVCLive's. Times and speeds differ between equal runs and are left out.
+# The trainer's name for a scalar -> DVCLive's. Times and speeds are left out, because they differ between equal runs.
 _SCALARS = {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
@@ -17,11 +17,11 @@ _SCALARS = {
     "eval_accuracy": "eval/accuracy",
     "eval_log_loss": "eval/log_loss",
 }
-_DIVERGED = 20.0  # nats a token; a model that knows nothing of a 65k vocabulary has 11
+_DIVERGED = 20.0  # nats per token; a uniform guess over a 65k vocabulary has 11
 
 
 class Reporter(TrainerCallback):
-    """Turns the trainer's steps and logs into events, and stops at a loss that has diverged."""
+    """Turns the trainer's steps and logs into events, and raises InputError if the loss has diverged."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -34,7 +34,7 @@ class Reporter(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._emit(Progress(state.global_step, state.max_steps, "step"))
         if state.global_step >= state.max_steps:
-            # The last step gets a validation pass and a checkpoint, whatever eval_steps is.
+            # The last step always gets a validation pass and a checkpoint, whatever eval_steps is.
             control.should_evaluate = control.should_save = True
 
     def on_log(
@@ -62,7 +62,7 @@ def emit_scalars(entry: dict[str, float], emit: Emit) -> None:
 
 
 def once(emit: Emit) -> Emit:
-    """`emit`, without the scalars of a step that were emitted before: what a resumed training replays or repeats."""
+    """Wraps `emit` to drop scalars that were already emitted for a step, which a resumed run replays or repeats."""
     seen: set[tuple[int, str]] = set()
 
     def forward(event: Event) -> None:
@@ -77,4 +77,4 @@ def once(emit: Emit) -> Emit:
 
 
 def silent(event: Event) -> None:
-    """Emits nothing: for all processes but the first."""
+    """Drops the event; for all processes except the first."""

@@ -1,6 +1,6 @@
-"""Which training samples an epoch sees, in what order, and how they are augmented: functions of seed and epoch alone.
+"""The training samples of an epoch, their order and augmentation, all of which depend only on the seed and the epoch.
 
-An item is a sample in an epoch, as one number, epoch * samples + row: so a resumed training, or a worker process, has
+An item is one sample in one epoch, as the number epoch * samples + row, so that a resumed run or a worker process gets
 the same pictures without any state.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Balance = Literal["none", "sqrt", "uniform"]
 Augment = Literal["none", "light", "strong"]
 
-# Of a label that occurs n times, a sample is drawn with a probability proportional to n ** power.
+# A sample whose label occurs n times is drawn with a probability proportional to n ** power.
 _POWER = {"sqrt": -0.5, "uniform": -1.0}
 
 
@@ -26,7 +26,7 @@ class EpochSampler:
     """The items of an epoch: all rows in random order, or as many draws as there are rows, weighted by label.
 
     `none` draws every row once. `uniform` draws every label equally often, `sqrt` in proportion to the square root of
-    its rows (D. Mahajan et al., ECCV 2018), both with replacement.
+    its number of rows (D. Mahajan et al., ECCV 2018), both with replacement.
     """
 
     def __init__(self, labels: Sequence[str], balance: Balance, seed: int) -> None:
@@ -55,7 +55,7 @@ class EpochSampler:
 
 
 class AugmentedRows:
-    """A split's rows by item, pictures augmented by a stream of their own."""
+    """A split's rows by item; each item's picture is augmented with its own random stream."""
 
     def __init__(self, rows: "Dataset", augment: Augment, flip: bool, seed: int) -> None:
         self._rows = rows
@@ -77,14 +77,14 @@ class AugmentedRows:
 
 
 def transform(augment: Augment, flip: bool) -> "object | None":
-    """A torchvision transform of PIL pictures, None for `none`; mirrors only if `flip` says that it is safe."""
+    """A torchvision transform for PIL pictures, None for `none`; it mirrors pictures only if `flip` is true."""
     if augment == "none":
         return None
     import torch
     from torchvision.transforms import v2
 
     strong = augment == "strong"
-    smallest = 0.6 if strong else 0.85  # share of the area that a crop keeps at least
+    smallest = 0.6 if strong else 0.85  # the smallest fraction of the area that a crop keeps
 
     def crop(image: Image.Image) -> Image.Image:
         top, left, height, width = v2.RandomResizedCrop.get_params(image, (smallest, 1.0), (0.85, 1.18))

@@ -1,4 +1,4 @@
-"""TRL's trainer as this pipeline uses it. Imported by a running job only, because it imports torch and TRL."""
+"""TRL's trainer as this pipeline uses it. Imported only by a running job, because it imports torch and TRL."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer with logits for the answers only, a learning rate for each part, our sampler, and validation passes.
+    """SFTTrainer with logits for the answers only, a learning rate for each part, our sampler and validation passes.
 
     `build` sets the attributes `train_sampler`, `lr_scale` and `validate`.
     """
 
     train_sampler: EpochSampler
-    lr_scale: Any  # factors of the learning rate, by part of the model
+    lr_scale: Any  # learning rate factors by part of the model
     validate: Callable[[], dict[str, float]]
 
     def compute_loss(
@@ -47,7 +47,7 @@ class Trainer(SFTTrainer):
     ) -> Any:
         """The mean cross-entropy of the answers' tokens. Only their positions go through the output layer."""
         target = inputs.pop("labels")[:, 1:]
-        answers = target != -100  # by position: whether the next token is supervised
+        answers = target != -100  # for each position, whether the next token is supervised
 
         def keep_answers(head: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             (hidden,) = args
@@ -88,14 +88,14 @@ class Trainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "eval_loss" in logs:
-            logs.update(self._found)  # in place: the best checkpoint is chosen by these
+            logs.update(self._found)  # in place, because the best checkpoint is chosen by these
         super().log(logs, start_time)
 
 
 class Collator:
-    """Rows -> a batch in which all prompts end, and all answers begin, at the same position: padded on both sides.
+    """Makes batches that are padded on both sides, so that all prompts end and all answers begin at the same position.
 
-    Prompts have the tokens that evaluation sees (vlm.models.loading.encode), answers those of vlm.evaluation.trie.
+    Prompts have the same tokens as in evaluation (vlm.models.loading.encode), answers those of vlm.evaluation.trie.
     """
 
     def __init__(self, processor: "ProcessorMixin", task: Task) -> None:
@@ -124,7 +124,7 @@ class Collator:
 
 
 class FeatureRows:
-    """A split's rows by item (see vlm.training.sampling), with kept image features in the place of pictures."""
+    """A split's rows by item (see vlm.training.sampling), with cached image features in place of pictures."""
 
     def __init__(self, kept: Features, labels: Sequence[str]) -> None:
         self.kept = kept
@@ -148,12 +148,13 @@ def build(
     micro_batch: int,
     kept: dict[str, Features] | None = None,
 ) -> Trainer:
-    """A trainer that is ready to train, except for `validate`; the model gets its LoRA layers.
+    """Adds LoRA layers to the model; returns a trainer that is ready to train once its `validate` is set.
 
-    `directory` gets the checkpoints. `pattern` names the modules for LoRA; `micro_batch` samples go through a forward
-    of this process; `kept` are the splits' image features, if the model takes them in the place of pictures.
+    Checkpoints are written to `directory`. `pattern` selects the modules for LoRA; `micro_batch` is the number of
+    samples in one forward pass of this process; `kept` are the splits' image features, if the model takes them in place
+    of pictures.
     """
-    set_seed(job.seed)  # LoRA's first weights are drawn before the trainer sets the seed
+    set_seed(job.seed)  # LoRA's initial weights are drawn before the trainer sets the seed
     params, scratch = job.finetune, directory.parent / "scratch"
     callbacks = [Reporter(emit)]
     if params.patience is not None:
@@ -191,7 +192,7 @@ def build(
 
 
 def processes() -> PartialState:
-    """Which of how many processes this one is, as accelerate knows it."""
+    """accelerate's state: the index of this process and the number of processes."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
@@ -205,7 +206,7 @@ def _arguments(job: "FineTuning", directory: Path, micro_batch: int) -> SFTConfi
         gradient_accumulation_steps=params.batch_size // (micro_batch * processes().num_processes),
         learning_rate=params.learning_rate or job.model.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.05,  # of all steps
+        warmup_steps=0.05,  # a fraction of all steps
         seed=job.seed,
         data_seed=job.seed,
         bf16=job.model.dtype == "bfloat16",
@@ -213,7 +214,7 @@ def _arguments(job: "FineTuning", directory: Path, micro_batch: int) -> SFTConfi
         activation_checkpointing=False,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        # If the model computes on the CPU, workers would only take its cores.
+        # If the model runs on the CPU, workers would only take its cores.
         dataloader_num_workers=min(8, os.cpu_count() or 1) if on_gpu else 0,
         max_length=None,  # truncating a prompt would cut off image tokens
         completion_only_loss=True,
@@ -225,7 +226,7 @@ def _arguments(job: "FineTuning", directory: Path, micro_batch: int) -> SFTConfi
         eval_steps=params.eval_steps,
         save_strategy="steps",
         save_steps=params.eval_steps,
-        save_total_limit=2,  # and the best
+        save_total_limit=2,  # the latest and the best
         metric_for_best_model=params.select_by.removeprefix("eval_"),
         greater_is_better=params.select_by == "accuracy",
         load_best_model_at_end=False,
@@ -236,5 +237,5 @@ def _arguments(job: "FineTuning", directory: Path, micro_batch: int) -> SFTConfi
 
 
 def _samples(data: str, directory: Path) -> Dataset:
-    """The split's pictures and labels, decoded on access; `directory` gets a copy of them."""
+    """The split's pictures and labels, decoded on access; a copy of them is cached in `directory`."""
     return Dataset.from_parquet(data, cache_dir=str(directory / "datasets"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def validation_rows(data: str, count: int, seed: int) -> list[int]:
-    """`count` rows of a split (all, if it has fewer), spread over the labels as evenly as possible."""
+    """Chooses `count` rows of a split (all if it has fewer), spread over the labels as evenly as possible."""
     import numpy as np
 
     _, labels = dataset.ids_and_labels(data)
@@ -38,10 +38,10 @@ def validate(
     at_once: int,
     processes: "PartialState",
 ) -> dict[str, float]:
-    """accuracy, its Wilson interval accuracy_low and accuracy_high, and log_loss (nats) on `rows` of the split `data`.
+    """Returns accuracy, its Wilson interval accuracy_low and accuracy_high, and log_loss (nats) on `rows` of `data`.
 
-    `load` gives the model's inputs for rows, `at_once` of which are known to fit into memory. Each of several processes
-    answers every n-th batch; all of them get the result.
+    `load` returns the model's inputs for rows, `at_once` of which are known to fit into memory. With n processes, each
+    answers every n-th batch; all of them return the whole result.
     """
     import numpy as np
     import torch

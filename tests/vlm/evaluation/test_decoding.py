@@ -33,14 +33,14 @@ def inputs_for(processor, task, sizes):
     return loading.encode(processor, task, pictures(sizes))
 
 
-def test_the_grammar_is_exactly_the_answers_for_python_and_for_outlines(awkward):
+def test_the_grammar_accepts_exactly_the_answers_in_python_and_in_outlines(awkward):
     regex = decoding.answers_regex(awkward)
     answers = [awkward.answer(label) for label in awkward.labels]
     for answer in answers:
         assert re.fullmatch(regex, answer)
         assert not re.fullmatch(regex, answer[:-1])
     assert not re.fullmatch(regex, awkward.answer("Rolls_Royce"))
-    # Outlines' automaton over single bytes accepts the same strings.
+    # Outlines' automaton, over single bytes, accepts the same strings.
     vocabulary = Vocabulary(256, {bytes([i]): [i] for i in range(256)})
     index = Index(regex, vocabulary)
     for answer in answers:
@@ -51,11 +51,11 @@ def test_the_grammar_is_exactly_the_answers_for_python_and_for_outlines(awkward)
         assert guide.is_finished() or 256 in guide.get_tokens()
 
 
-def test_constrained_answers_are_labels_whatever_the_picture(loaded, task):
+def test_constrained_answers_are_always_labels(loaded, task):
     vlm, processor = loaded
     decode = decoding.outlines(vlm, processor, task)
     inputs = inputs_for(processor, task, [(128, 128)] * 5)
-    for _ in range(2):  # the second batch finds the grammar as the first did
+    for _ in range(2):  # the grammar is reset for the second batch
         texts = decode(inputs).texts
         assert all(text in {task.answer(label) for label in task.labels} for text in texts)
 
@@ -67,7 +67,7 @@ def test_labels_with_quotes_brackets_and_emoji_can_be_answered(loaded, awkward):
 
 
 @pytest.mark.parametrize("constrained", [False, True])
-def test_a_batch_of_mixed_sizes_answers_as_its_samples_do_alone(loaded, task, constrained):
+def test_a_batch_of_mixed_sizes_has_the_answers_of_its_single_samples(loaded, task, constrained):
     vlm, processor = loaded
     sizes = [(128, 128), (60, 200), (300, 90), (128, 96)]
     decode = decoding.outlines(vlm, processor, task) if constrained else decoding.raw(vlm, processor, 12)

@@ -13,7 +13,7 @@ def test_wilson_agrees_with_scipy(successes, n, confidence):
     assert wilson(successes, n, confidence) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
-def test_wilson_of_a_known_case():
+def test_wilson_in_known_cases():
     low, high = wilson(81, 100)
     assert (round(low, 2), round(high, 2)) == (0.72, 0.87)
     assert wilson(0, 10)[0] == 0.0
@@ -21,6 +21,6 @@ def test_wilson_of_a_known_case():
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
-def test_wilson_refuses_what_is_no_proportion(successes, n):
+def test_wilson_refuses_invalid_counts(successes, n):
     with pytest.raises(ValueError, match="expected 0 <= successes <= n"):
         wilson(successes, n)

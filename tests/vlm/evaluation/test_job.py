@@ -25,19 +25,19 @@ def job(task, tiny, image_params, make_split):
 
 
 def structured(job, engine="posterior", **values):
-    """The same job with structured answers in the place of raw ones."""
+    """The same job with structured answers instead of raw ones."""
     return dataclasses.replace(job, raw_tokens=None, engine=engine, **values)
 
 
 def run(job, directory, emit=lambda event: None):
-    """Runs the job; its predictions, raw ones if it has both."""
+    """Runs the job and returns its predictions file, the raw one if it has both."""
     directory.mkdir(exist_ok=True)
     job.run(directory, emit)
     return (directory / ("raw.parquet" if job.raw_tokens else "structured.parquet")).read_bytes()
 
 
 @pytest.mark.parametrize("decoding", ["raw", "outlines", "posterior"])
-def test_a_row_a_sample_in_the_order_of_the_split(job, decoding, task, tmp_path):
+def test_predictions_have_one_row_per_sample_in_the_order_of_the_split(job, decoding, task, tmp_path):
     run(job if decoding == "raw" else structured(job, decoding), tmp_path / "a")
     name = "raw" if decoding == "raw" else "structured"
     assert sorted(path.suffix for path in (tmp_path / "a").glob(f"{name}.*")) == [".json", ".jsonl", ".parquet"]
@@ -58,7 +58,7 @@ def test_a_row_a_sample_in_the_order_of_the_split(job, decoding, task, tmp_path)
         assert predictions["probabilities"].isna().all()
 
 
-def test_both_ways_in_one_load_give_the_files_of_two_jobs(job, tmp_path, monkeypatch):
+def test_raw_and_structured_answers_in_one_job_equal_those_of_two_jobs(job, tmp_path, monkeypatch):
     raw, constrained = run(job, tmp_path / "raw"), run(structured(job, outlines_samples=6), tmp_path / "structured")
     loads, load = [], loading.load
     monkeypatch.setattr(loading, "load", lambda *arguments: loads.append(1) or load(*arguments))
@@ -74,7 +74,7 @@ def test_both_ways_in_one_load_give_the_files_of_two_jobs(job, tmp_path, monkeyp
     assert runtime["seconds"] == pytest.approx(runtime["raw_seconds"] + runtime["structured_seconds"], abs=0.02)
 
 
-def test_too_few_tokens_for_any_answer_are_said(job, tmp_path):
+def test_too_few_tokens_for_any_answer_cause_a_warning(job, tmp_path):
     events = []
     run(dataclasses.replace(job, raw_tokens=2), tmp_path / "a", events.append)
     assert any(
@@ -88,7 +88,7 @@ def test_progress_counts_every_sample(job, tmp_path):
     assert [event.done for event in events if isinstance(event, Progress)] == [0, 0, 4, 8, 10]
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped_and_ends_with_the_same_file(job, tmp_path):
+def test_an_interrupted_run_resumes_where_it_stopped_and_ends_with_the_same_file(job, tmp_path):
     whole = run(job, tmp_path / "whole")
 
     def stop_after_the_first_batch(event):
@@ -104,7 +104,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_ends_with_the_same_file
     assert [event.done for event in events] == [0, 4, 8, 10]
 
 
-def test_samples_of_like_length_go_together_and_come_back_in_order(job, task, tmp_path):
+def test_samples_of_similar_length_share_a_batch_and_results_stay_in_order(job, task, tmp_path):
     rng = np.random.default_rng(0)
     sizes = [(128, 128), (40, 200), (128, 128), (64, 64), (200, 40), (64, 64)]
     files = []
@@ -125,7 +125,7 @@ def test_samples_of_like_length_go_together_and_come_back_in_order(job, task, tm
     assert 8 <= metrics[0]["image_tokens"] <= 16
 
 
-def test_outlines_answers_the_first_samples_too(job, task, tmp_path):
+def test_outlines_also_answers_the_first_samples(job, task, tmp_path):
     run(structured(job, outlines_samples=6), tmp_path / "a")
     run(structured(job, "outlines"), tmp_path / "b")
     predicted = [pd.read_parquet(tmp_path / name / "structured.parquet")["predicted"] for name in "ab"]
@@ -135,7 +135,7 @@ def test_outlines_answers_the_first_samples_too(job, task, tmp_path):
     assert "outlines_agreement" not in json.loads((tmp_path / "c" / "structured.json").read_text())
 
 
-def test_the_temperature_is_the_one_that_fits_the_validation_split(job, task, make_split, tmp_path):
+def test_the_temperature_is_fitted_on_the_validation_split(job, task, make_split, tmp_path):
     validation = make_split("train", 6)
     run(structured(job, calibrate_on=validation), tmp_path / "a")
     fitted = json.loads((tmp_path / "a" / "structured.json").read_text())["temperature"]
@@ -145,7 +145,7 @@ def test_the_temperature_is_the_one_that_fits_the_validation_split(job, task, ma
     assert fitted == pytest.approx(temperature.fit(table["probabilities"], truth), rel=1e-5)
 
 
-def test_a_batch_that_does_not_fit_goes_through_in_parts(job, no_memory_for, tmp_path):
+def test_a_batch_that_does_not_fit_into_memory_is_split(job, no_memory_for, tmp_path):
     posterior = structured(job)
     run(posterior, tmp_path / "whole")
     events = []
@@ -155,17 +155,17 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(job, no_memory_for, tmp
     assert tables[0]["predicted"].tolist() == tables[1]["predicted"].tolist()
     assert np.stack(tables[0]["probabilities"]) == pytest.approx(np.stack(tables[1]["probabilities"]), abs=1e-5)
     counts = [json.loads((tmp_path / n / "runtime.json").read_text())["split_batches"] for n in ("whole", "parts")]
-    assert counts == [0, 2]  # of three, the last has two samples
+    assert counts == [0, 2]  # of three batches, the last of which has two samples
     assert any(isinstance(event, Log) and "out of memory with 4 samples" in event.text for event in events)
 
 
-def test_a_sample_that_does_not_fit_is_one_line_and_the_finished_batches_stay(job, no_memory_for, tmp_path):
+def test_a_sample_that_does_not_fit_into_memory_is_a_one_line_error(job, no_memory_for, tmp_path):
     with no_memory_for(0), pytest.raises(InputError, match=r"evaluation\.batch_size: not even one sample"):
         run(structured(job), tmp_path / "a")
     assert not (tmp_path / "a" / "structured.parquet").exists()
 
 
-def test_other_runtime_errors_are_bugs(job, tmp_path):
+def test_other_runtime_errors_are_passed_on(job, tmp_path):
     def refuse(module, args):
         if isinstance(module, torch.nn.Embedding):
             raise RuntimeError("shapes do not match")
@@ -177,7 +177,7 @@ def test_other_runtime_errors_are_bugs(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_times_the_samples_take_no_more_memory(make_split, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_samples(make_split, tmp_path):
     split = make_split("test", 640)
     code = """
 import json, sys

@@ -1,4 +1,4 @@
-"""Against an oracle that shares no code with vlm.posterior: one sample and one label at a time, by full forwards."""
+"""Tests the posterior against an oracle that shares no code with it: full forward passes, one sample and label at a time."""
 
 import math
 
@@ -35,7 +35,7 @@ def pictures(sizes=SIZES):
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory):
-    """load("llava") gives a tiny random model and its processor."""
+    """load("llava") returns a tiny random model and its processor."""
     loaded = {}
 
     def get(name):
@@ -51,7 +51,7 @@ def load(tmp_path_factory):
 
 @torch.inference_mode()
 def oracle(vlm, processor, task, image):
-    """P(label), from the tokens of whole conversations."""
+    """P(label), computed from the tokens of whole conversations."""
 
     def inputs(messages, generate):
         text = processor.apply_chat_template(messages, add_generation_prompt=generate, tokenize=False)
@@ -78,7 +78,7 @@ def oracle(vlm, processor, task, image):
 
 
 def ask(vlm, processor, task, images):
-    """The posterior of `images`, in batches without padding where it wants them so."""
+    """The posterior of `images`, one at a time if it needs batches without padding."""
     asked = Posterior(vlm, processor, task)
     if asked.wants_equal_lengths:
         return torch.cat([asked(loading.encode(processor, task, [image])) for image in images])
@@ -98,7 +98,7 @@ def test_equals_the_oracle_batched_and_single(load, name, image):
     assert (single - expected[:1]).abs().max() < 1e-4
 
 
-def test_the_oracle_tests_have_something_to_tell_apart(load):
+def test_the_inputs_of_the_oracle_tests_are_diverse(load):
     """Padding, deeper nodes, and probabilities that depend on the picture."""
     vlm, processor = load("lfm2_vl")
     task = task_of(AWKWARD)
@@ -110,18 +110,18 @@ def test_the_oracle_tests_have_something_to_tell_apart(load):
     assert (p[0] - p[1]).abs().max() > 1e-3
 
 
-def test_the_same_prefix_is_run_once_where_the_picture_comes_last(load):
+def test_a_shared_prefix_is_used_only_if_the_picture_comes_last(load):
     vlm, processor = load("lfm2_vl")
     assert Posterior(vlm, processor, task_of(AWKWARD, "last")).wants_equal_lengths
     assert not Posterior(vlm, processor, task_of(AWKWARD, "first")).wants_equal_lengths
-    vlm, processor = load("qwen2_5_vl")  # positions in a plane
+    vlm, processor = load("qwen2_5_vl")  # multi-dimensional positions
     assert not Posterior(vlm, processor, task_of(AWKWARD, "last")).wants_equal_lengths
     vlm, processor = load("gemma3")  # a picture's tokens attend in both directions
     assert not Posterior(vlm, processor, task_of(AWKWARD, "last")).wants_equal_lengths
 
 
 @pytest.mark.parametrize("image", ["first", "last"])
-def test_a_shared_prefix_serves_a_batch(load, image):
+def test_a_shared_prefix_works_for_a_whole_batch(load, image):
     vlm, processor = load("lfm2_vl")
     task, same_size = task_of(AWKWARD, image), pictures([(100, 60)] * 5)
     together = Posterior(vlm, processor, task)(loading.encode(processor, task, same_size))
@@ -129,7 +129,7 @@ def test_a_shared_prefix_serves_a_batch(load, image):
     assert (together - expected).abs().max() < 1e-4
 
 
-def test_a_model_without_a_cache_gives_the_same(load, monkeypatch):
+def test_a_model_without_a_cache_has_the_same_posterior(load, monkeypatch):
     vlm, processor = load("lfm2_vl")
     task = task_of(AWKWARD)
     expected = ask(vlm, processor, task, pictures())
@@ -138,7 +138,7 @@ def test_a_model_without_a_cache_gives_the_same(load, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["lfm2_vl", "qwen2_5_vl"])
-def test_paths_that_do_not_fit_at_once_go_through_one_after_the_other(load, monkeypatch, name):
+def test_paths_that_do_not_fit_together_are_run_one_by_one(load, monkeypatch, name):
     vlm, processor = load(name)
     task = task_of(AWKWARD)
     expected = ask(vlm, processor, task, pictures())
@@ -147,7 +147,7 @@ def test_paths_that_do_not_fit_at_once_go_through_one_after_the_other(load, monk
     assert (ask(vlm, processor, task, pictures()) - expected).abs().max() < 1e-5
 
 
-def test_asking_leaves_the_model_as_it_was(load):
+def test_the_model_is_left_unchanged(load):
     vlm, processor = load("lfm2_vl")
     task = task_of(AWKWARD)
     head = vlm.get_output_embeddings()
@@ -156,7 +156,7 @@ def test_asking_leaves_the_model_as_it_was(load):
     assert torch.equal(ask(vlm, processor, task, pictures()), first)
 
 
-def test_bare_labels_are_a_choice_of_the_task(load):
+def test_a_task_may_ask_for_bare_labels(load):
     vlm, processor = load("lfm2_vl")
     task = task_of(AWKWARD, answer="label")
     assert processor.tokenizer.decode(answer_tokens(processor, task)[1]) == "Land Rover<|im_end|>"
@@ -164,7 +164,7 @@ def test_bare_labels_are_a_choice_of_the_task(load):
     assert (ask(vlm, processor, task, pictures()) - expected).abs().max() < 1e-4
 
 
-def test_one_label_is_certain(load):
+def test_a_single_label_has_probability_one(load):
     vlm, processor = load("lfm2_vl")
     assert ask(vlm, processor, task_of(["cat"]), pictures()).tolist() == [[1.0]] * 4
 
@@ -179,7 +179,7 @@ def test_five_hundred_labels(load):
     assert float(found.sum()) == pytest.approx(1, abs=1e-12)
     few = [labels[0], labels[7], labels[499]]
     assert found.argmax() == oracle(vlm, processor, task, image[0]).argmax()
-    # Against the oracle's own probabilities of some
+    # Compare a few with the oracle's probabilities
     expected = oracle(vlm, processor, task, image[0])
     for label in few:
         assert float(found[labels.index(label)]) == pytest.approx(float(expected[labels.index(label)]), abs=1e-6)
@@ -204,7 +204,7 @@ def test_any_labels_equal_the_oracle(load, labels, answer):
 
 
 sequences = st.lists(st.lists(st.integers(1, 3), max_size=4), min_size=1, max_size=12, unique_by=tuple).map(
-    lambda found: [[*sequence, 0] for sequence in found]  # 0 ends a turn: none is the beginning of another
+    lambda found: [[*sequence, 0] for sequence in found]  # 0 ends a turn, so none is a prefix of another
 )
 
 
@@ -212,7 +212,7 @@ sequences = st.lists(st.lists(st.integers(1, 3), max_size=4), min_size=1, max_si
 def test_a_trie_has_every_choice_once(found):
     trie = Trie.of(found)
     for sequence, edges in zip(found, trie.edges_of, strict=True):
-        # The edges spell the sequence's choices: the forced tokens and the single children between them are no choice.
+        # The edges are the choices along the sequence; forced tokens and only children are not choices.
         tail = tuple(sequence[len(trie.forced) :])
         for edge in edges:
             node, token = trie.edges[edge]
@@ -222,23 +222,23 @@ def test_a_trie_has_every_choice_once(found):
     assert len({*trie.edges_of}) == len(found)
     for path in trie.nodes:
         assert not path or any(way[: len(path)] == path for way in trie.paths)
-    assert sum(len(found) > 1 for _ in trie.nodes) == len(trie.nodes)
-    # With every edge as probable as its siblings, the probabilities sum to one.
     children = [sum(node == n for n, _ in trie.edges) for node in range(len(trie.nodes))]
+    assert all(count > 1 for count in children)
+    # If siblings are equally probable, the probabilities sum to one.
     total = sum(math.prod(1 / children[trie.edges[e][0]] for e in edges) for edges in trie.edges_of)
     assert total == pytest.approx(1)
 
 
-def test_labels_that_are_the_same_to_the_tokenizer_are_refused(load):
+def test_labels_with_the_same_tokens_are_refused(load):
     _, processor = load("lfm2_vl")
     lossy = AutoProcessor.from_pretrained(processor.tokenizer.name_or_path)
     lossy.tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
-    with pytest.raises(InputError, match=r"configs/tasks/t\.yaml: labels: 'Ford' and 'FORD' are the same tokens"):
+    with pytest.raises(InputError, match=r"configs/tasks/t\.yaml: labels: 'Ford' and 'FORD' have the same tokens"):
         answer_tokens(lossy, task_of(["Ford", "FORD"]))
 
 
-def test_where_outlines_differs_it_is_greedy_or_writes_other_tokens(load):
-    """Every difference has one of the two reasons that vlm.posterior names."""
+def test_outlines_differs_only_by_greedy_choices_or_other_tokens(load):
+    """Every difference has one of the two causes described in vlm/evaluation/posterior.py."""
     from outlines import from_transformers
     from outlines.backends import get_regex_logits_processor
 
@@ -257,7 +257,7 @@ def test_where_outlines_differs_it_is_greedy_or_writes_other_tokens(load):
     for p, row in zip(probabilities, tokens[:, start:].tolist(), strict=True):
         written = row[: row.index(end) + 1]
         label = task.parse(processor.tokenizer.decode(written[:-1]))
-        assert label in task.labels  # in the language of both
+        assert label in task.labels  # both grammars allow the answer
         best, greedy = int(p.argmax()), task.labels.index(label)
         if best == greedy:
             reasons["same"] += 1

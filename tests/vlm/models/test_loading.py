@@ -7,7 +7,7 @@ from vlm.config.params import ImageParams
 from vlm.models import loading
 
 
-def test_fewer_image_tokens_when_asked(tiny, task):
+def test_max_tokens_limits_the_image_tokens(tiny, task):
     from PIL import Image
 
     picture = Image.new("RGB", (256, 256))
@@ -20,7 +20,7 @@ def test_fewer_image_tokens_when_asked(tiny, task):
     assert tokens[8] <= 8 < tokens[None] <= 16
 
 
-def test_a_knob_that_the_processor_lacks_is_named(tiny, monkeypatch):
+def test_a_setting_that_the_processor_lacks_is_named(tiny, monkeypatch):
     real = loading.load_processor(tiny, ImageParams())
     lacking = type("Processor", (), {"tokenizer": real.tokenizer, "image_processor": object()})()
     monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda *_, **__: lacking)
@@ -28,7 +28,7 @@ def test_a_knob_that_the_processor_lacks_is_named(tiny, monkeypatch):
         loading.load_processor(tiny, ImageParams(splitting=True))
 
 
-def test_weights_that_differ_from_their_pin_are_refused(tiny, tmp_path):
+def test_a_model_that_differs_from_its_pin_is_refused(tiny, tmp_path):
     shutil.copytree(tiny.id, tmp_path / "copy")
     with (tmp_path / "copy" / "config.json").open("a") as file:
         file.write("\n")
@@ -37,6 +37,6 @@ def test_weights_that_differ_from_their_pin_are_refused(tiny, tmp_path):
         loading.load(changed, ImageParams())
 
 
-def test_a_folder_that_is_no_adapter_is_named(tiny, tmp_path):
+def test_a_folder_that_is_not_an_adapter_is_named(tiny, tmp_path):
     with pytest.raises(InputError, match=r"is no adapter.*dvc repro finetune"):
         loading.load(tiny, ImageParams(), adapter=str(tmp_path))

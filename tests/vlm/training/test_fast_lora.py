@@ -8,7 +8,7 @@ from vlm.training.fast_lora import make_fast
 
 
 def pair(**knobs):
-    """The same LoRA model twice, as PEFT runs it and made fast; its second weights are not nothing."""
+    """The same LoRA model twice, as PEFT runs it and made fast; its B matrices are not zero."""
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4, bias=False))
     plain = get_peft_model(layers, LoraConfig(target_modules="0|2", r=3, init_lora_weights=False, **knobs))
@@ -18,7 +18,7 @@ def pair(**knobs):
 
 
 def results(model, x):
-    """The output, and the gradients of the input and of what is trained."""
+    """The output, and the gradients of the input and of the trained parameters."""
     x = x.clone().requires_grad_()
     out = model(x)
     out.square().sum().backward()
@@ -30,21 +30,21 @@ def results(model, x):
 )
 @pytest.mark.parametrize("shape", [(6,), (2, 7, 6), (9, 6)])
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
-def test_it_computes_what_peft_does(knobs, shape):
+def test_results_equal_those_of_peft(knobs, shape):
     plain, fast = pair(**knobs)
     x = torch.randn(shape)
     for one, other in zip(results(plain, x), results(fast, x), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_dropout_does_nothing_in_evaluation():
+def test_dropout_is_off_in_evaluation_mode():
     plain, fast = pair(lora_dropout=0.5)
     x = torch.randn(3, 6)
     assert torch.allclose(plain.eval()(x), fast.eval()(x), atol=1e-6)
     assert not torch.allclose(fast.train()(x), fast.eval()(x), atol=1e-3)
 
 
-def test_a_disabled_or_merged_adapter_stays_so():
+def test_disabled_and_merged_adapters_are_respected():
     plain, fast = pair(lora_dropout=0.5)
     x = torch.randn(3, 6)
     with fast.disable_adapter(), plain.disable_adapter():
@@ -66,7 +66,7 @@ def identity(size, p):
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.999999])
-def test_it_drops_as_torch_does(p):
+def test_dropout_has_the_statistics_of_torch(p):
     torch.manual_seed(0)
     x = torch.full((7000, 41), 2.0, requires_grad=True)
     out = identity(41, p)(x)
@@ -75,13 +75,13 @@ def test_it_drops_as_torch_does(p):
     assert torch.allclose(out[kept], torch.tensor(2.0 / (1 - min(p, 1 - 2**-16))), rtol=1e-3)
     out.sum().backward()
     assert torch.equal(x.grad != 0, kept)
-    # Neighbours, which come from one draw, do not fall together.
+    # Neighbours, which come from one draw, are dropped independently.
     if p == 0.5:
         both = (kept[:, :-1] & kept[:, 1:]).double().mean().item()
         assert both == pytest.approx(0.25, abs=0.005)
 
 
-def test_the_same_seed_drops_the_same_and_the_next_draw_another():
+def test_dropout_repeats_with_the_seed_and_differs_between_calls():
     model, x = identity(5, 0.5), torch.ones(30, 5)
     torch.manual_seed(4)
     one, next_one = model(x), model(x)

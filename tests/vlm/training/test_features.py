@@ -17,7 +17,7 @@ from vlm.training import features
 
 SIZES = [(100, 60), (64, 120), (60, 60), (100, 60), (300, 90)]
 ROWS = [4, 0, 2]
-KEPT = {"lfm2_vl", "gemma3"}  # whose models go on with the last hidden state of a tower that gets all pixels
+KEPT = {"lfm2_vl", "gemma3"}  # models that continue from the last hidden state of a tower that gets all pixels
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def prepared(split, question, tmp_path):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_model_sees_the_same(prepared, split, name):
-    """With the tower's outputs kept, or, where they cannot be, as it was before."""
+def test_the_model_computes_the_same(prepared, split, name):
+    """With cached tower outputs, or, where they cannot be cached, unchanged."""
     loaded, load, before, kept, events = prepared(name)
     assert (kept is not None) == (name in KEPT)
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def test_the_model_sees_the_same(prepared, split, name):
             assert torch.equal(plain[key], inputs[key]), key
 
 
-def test_more_than_the_budget_is_not_kept(prepared):
+def test_features_over_the_budget_are_not_cached(prepared):
     loaded, load, before, kept, events = prepared("lfm2_vl", budget=1e-6)
     assert kept is None
     assert "more than finetune.cache_image_features" in events[-1].text
@@ -83,8 +83,8 @@ def test_more_than_the_budget_is_not_kept(prepared):
         assert torch.equal(loaded(**load(ROWS)).logits, before)
 
 
-def test_the_same_again(prepared, split, tmp_path):
-    """The features of a training that was interrupted do not differ, to the last bit, and are not computed twice."""
+def test_an_interrupted_run_recomputes_only_unfinished_features(prepared, split, tmp_path):
+    """After an interruption the features are equal to the last bit, and finished ones are not computed again."""
     computed = [Progress(done, 5, "picture encoded") for done in (2, 4, 5)]
     _, _, _, one, events = prepared("lfm2_vl")
     assert events == computed
@@ -97,7 +97,7 @@ def test_the_same_again(prepared, split, tmp_path):
     _, _, _, again, events = prepared("lfm2_vl")
     assert torch.equal(kept, again[split].tiles)
     assert events == computed
-    (tmp_path / "features" / "complete with 2 at once").unlink()  # killed in the middle
+    (tmp_path / "features" / "complete with 2 at once").unlink()  # as if killed in the middle
     _, _, _, again, events = prepared("lfm2_vl")
     assert torch.equal(kept, again[split].tiles)
     assert events == computed

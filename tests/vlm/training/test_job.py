@@ -72,7 +72,7 @@ def test_only_the_answer_is_supervised(job, tmp_path, task):
     assert texts <= {task.answer(label) + "<|im_end|>\n" for label in task.labels}
 
 
-def test_training_sees_the_tokens_that_trl_would_make(job, tmp_path, task):
+def test_training_uses_the_same_tokens_as_trl(job, tmp_path, task):
     """Prompt and answer, as SFTTrainer's own collator tokenises conversational rows."""
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -96,8 +96,8 @@ def test_training_sees_the_tokens_that_trl_would_make(job, tmp_path, task):
         assert supervised[0] == supervised[1]
 
 
-def test_the_loss_is_the_plain_one_but_for_rounding(job, tmp_path):
-    """Value and gradients, against logits for every position."""
+def test_the_loss_equals_the_plain_one_up_to_rounding(job, tmp_path):
+    """Value and gradients, compared with a loss from the logits of every position."""
     trainer, _, batch = a_batch(job, tmp_path)
     trainer.model.eval()  # no dropout
     loss = trainer.compute_loss(trainer.model, dict(batch))
@@ -113,7 +113,7 @@ def test_the_loss_is_the_plain_one_but_for_rounding(job, tmp_path):
             assert torch.allclose(gradients[name], p.grad, atol=1e-6), name
 
 
-def test_parts_have_learning_rates_of_their_own(job, tmp_path):
+def test_each_part_has_its_own_learning_rate(job, tmp_path):
     scale = LearningRateScale(language=1.0, projector=0.5, vision=0.25)
     scaled = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"lr_scale": scale}))
     trainer, _, _ = a_batch(with_modules(scaled, "language+projector+vision"), tmp_path)
@@ -126,7 +126,7 @@ def test_parts_have_learning_rates_of_their_own(job, tmp_path):
     assert trained == {id(p) for p in trainer.model.parameters() if p.requires_grad}
 
 
-def test_results(job, tmp_path):
+def test_result_files_and_events(job, tmp_path):
     events = []
     files = adapter(job, tmp_path, events.append)
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(files)
@@ -148,7 +148,7 @@ def test_results(job, tmp_path):
     }
 
 
-def test_what_is_passed_on_to_peft(job, tmp_path):
+def test_lora_settings_are_passed_on_to_peft(job, tmp_path):
     lora = job.finetune.lora.model_copy(update={"rslora": True, "dora": True, "bias": "lora_only", "dropout": 0.0})
     chosen = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"lora": lora}))
     files = adapter(chosen, tmp_path)
@@ -170,7 +170,7 @@ def test_the_best_checkpoint_on_validation_is_the_adapter_and_the_last_one_is_ke
         assert table["step"].tolist() == [2, 4, 6]
         best = best_of(table[select_by])
         (row,) = table.index[table["best"] == 1]
-        assert row == table.index[table[select_by] == best][0]  # of equals the earlier
+        assert row == table.index[table[select_by] == best][0]  # the earlier one on a tie
         metrics = json.loads((directory / "metrics.json").read_text())
         assert metrics["best_step"] == table["step"][row]
         assert metrics["val_accuracy"] == table["accuracy"][row]
@@ -193,7 +193,7 @@ def test_the_adapter_loads_with_peft_and_transformers_alone(job, tmp_path):
         assert torch.allclose(plain(**inputs).logits, ours(**inputs).logits, atol=1e-4)
 
 
-def test_the_model_card_says_what_it_was_made_of(job, tmp_path):
+def test_the_model_card_names_model_data_and_accuracy(job, tmp_path):
     adapter(job, tmp_path)
     card = ModelCard.load(tmp_path / "adapter" / "README.md")
     assert card.data.base_model == job.model.id
@@ -203,7 +203,7 @@ def test_the_model_card_says_what_it_was_made_of(job, tmp_path):
     assert f"{table[table['best'] == 1]['accuracy'].item():.1%}" in card.text
 
 
-def test_training_stops_when_validation_no_longer_gets_better(job, tmp_path):
+def test_training_stops_when_validation_no_longer_improves(job, tmp_path):
     """With a learning rate of almost 0, the first validation pass stays the best."""
     still = job.finetune.model_copy(update={"learning_rate": 1e-12, "patience": 1})
     adapter(dataclasses.replace(job, finetune=still), tmp_path)
@@ -212,7 +212,7 @@ def test_training_stops_when_validation_no_longer_gets_better(job, tmp_path):
 
 
 @pytest.mark.parametrize(("bias", "key"), [("none", r"options\.dtype"), ("all", r"finetune\.lora\.bias")])
-def test_what_float16_cannot_be_trained_with_is_said_first(job, tmp_path, bias, key):
+def test_settings_that_float16_cannot_be_trained_with_are_refused_first(job, tmp_path, bias, key):
     if bias == "none" and torch.cuda.is_available():
         pytest.skip("a GPU trains it")
     lora = job.finetune.lora.model_copy(update={"bias": bias})
@@ -241,7 +241,7 @@ def test_settings_that_cannot_train_are_refused_before_training(job, modules, va
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_batch_that_is_larger_than_the_split_is_said(job, tmp_path):
+def test_a_batch_larger_than_the_split_causes_a_warning(job, tmp_path):
     events = []
     knobs = job.finetune.model_copy(update={"batch_size": 32, "epochs": 1})
     dataclasses.replace(job, finetune=knobs).run(tmp_path, events.append)
@@ -251,7 +251,7 @@ def test_a_batch_that_is_larger_than_the_split_is_said(job, tmp_path):
     )
 
 
-def test_a_diverging_loss_ends_in_one_line_and_keeps_the_checkpoints(job, tmp_path):
+def test_a_diverging_loss_is_a_one_line_error_and_keeps_the_checkpoints(job, tmp_path):
     wild = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"learning_rate": 1e4, "eval_steps": 1}))
     with pytest.raises(
         InputError, match=r"finetune\.learning_rate: the loss is .* at step \d with a learning rate of 10000"
@@ -273,7 +273,7 @@ def test_validation_rows_are_spread_over_the_labels(job, make_split):
     assert validation_rows(split, 20, seed=2) != rows
 
 
-def test_an_interrupted_training_ends_with_the_same_adapter_and_repeats_no_finished_step(job, tmp_path):
+def test_a_resumed_run_ends_with_the_same_adapter_and_repeats_no_finished_step(job, tmp_path):
     whole_events, events = [], []
     whole = adapter(job, tmp_path / "whole", whole_events.append)
 
@@ -285,7 +285,7 @@ def test_an_interrupted_training_ends_with_the_same_adapter_and_repeats_no_finis
         adapter(job, tmp_path / "parts", stop_in_step_five)
     assert last_checkpoint(tmp_path / "parts" / "checkpoints").name == "checkpoint-4"
     assert adapter(job, tmp_path / "parts", events.append) == whole
-    # What DVCLive shows is whole, too: the earlier steps come from the checkpoint.
+    # DVCLive's curves are complete, too: the earlier steps come from the checkpoint.
     assert [e for e in events if isinstance(e, Scalars)] == [e for e in whole_events if isinstance(e, Scalars)]
     assert json.loads((tmp_path / "parts" / "runtime.json").read_text())["samples"] == 8
 
@@ -304,8 +304,8 @@ job.run(Path(sys.argv[2]), lambda event: None)
 """
 
 
-def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_adapter(job, tmp_path):
-    """In the second epoch, with labels drawn at random and image features kept: bit for bit, all the same."""
+def test_a_run_killed_while_writing_a_checkpoint_ends_with_the_same_adapter(job, tmp_path):
+    """In the second epoch, with labels drawn at random and cached image features; bit for bit."""
     knobs = job.finetune.model_copy(update={"epochs": 2, "balance": "sqrt"})
     job = dataclasses.replace(job, finetune=knobs)
     whole = adapter(job, tmp_path / "whole")
@@ -318,7 +318,7 @@ def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_adapter(job, 
     assert adapter(job, tmp_path / "parts") == whole
 
 
-def test_kept_image_features_change_nothing_but_the_time(job, tmp_path):
+def test_cached_image_features_change_only_the_time(job, tmp_path):
     knobs = job.finetune.model_copy(update={"epochs": 2})
     tables = []
     for budget in (1, 0):
@@ -340,7 +340,7 @@ def test_kept_image_features_change_nothing_but_the_time(job, tmp_path):
         ({"bias": "all"}, "language"),
     ],
 )
-def test_image_features_are_not_kept_where_they_change_or_are_wanted_once(job, knobs, pattern, tmp_path):
+def test_image_features_are_not_cached_if_they_change_or_are_needed_once(job, knobs, pattern, tmp_path):
     bias = knobs.pop("bias", "none")
     job = with_modules(job, pattern)
     lora = job.finetune.lora.model_copy(update={"bias": bias})
@@ -357,7 +357,7 @@ def test_image_features_are_not_kept_where_they_change_or_are_wanted_once(job, k
     assert not any(isinstance(event, Progress) and event.unit == "picture encoded" for event in events)
 
 
-def test_a_truncated_checkpoint_is_passed_over(job, tmp_path):
+def test_a_truncated_checkpoint_is_skipped(job, tmp_path):
     whole = adapter(job, tmp_path / "a")
     checkpoints = tmp_path / "a" / "checkpoints"
     last = last_checkpoint(checkpoints)
@@ -369,13 +369,13 @@ def test_a_truncated_checkpoint_is_passed_over(job, tmp_path):
         before = last_checkpoint(tmp_path / "b")
         assert before is not None
         assert before.name < last.name, name
-    # What goes on from there ends with the same adapter.
+    # A run resumed from there ends with the same adapter.
     shutil.rmtree(checkpoints)
     (tmp_path / "b").rename(checkpoints)
     assert adapter(job, tmp_path / "a") == whole
 
 
-def test_when_memory_is_short_fewer_samples_go_through_at_once_and_a_step_has_as_many(job, no_memory_for, tmp_path):
+def test_running_out_of_memory_lowers_the_micro_batch_and_keeps_the_batch_size(job, no_memory_for, tmp_path):
     whole = adapter(job, tmp_path / "a")
     events = []
     with no_memory_for(3):
@@ -388,7 +388,7 @@ def test_when_memory_is_short_fewer_samples_go_through_at_once_and_a_step_has_as
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_checkpoint_that_was_not_written_to_its_end_does_not_count(tmp_path):
+def test_an_incomplete_checkpoint_does_not_count(tmp_path):
     assert last_checkpoint(tmp_path) is None
     for step, state in ((9, "{}"), (10, "{}"), (11, '{"global_st'), (12, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -402,12 +402,12 @@ def test_a_checkpoint_that_was_not_written_to_its_end_does_not_count(tmp_path):
     assert last_checkpoint(tmp_path).name == "checkpoint-9"
 
 
-def test_the_seed_draws_the_first_weights(job, tmp_path):
-    def first_weights(seed):
-        torch.manual_seed(99)  # whatever was drawn before
+def test_the_seed_determines_the_initial_weights(job, tmp_path):
+    def initial_weights(seed):
+        torch.manual_seed(99)  # as if earlier code had drawn numbers
         trainer, _, _ = a_batch(dataclasses.replace(job, seed=seed), tmp_path / str(seed))
         return torch.cat([p.flatten() for name, p in trainer.model.named_parameters() if "lora_A" in name])
 
-    one, again, other = first_weights(1), first_weights(1), first_weights(2)
+    one, again, other = initial_weights(1), initial_weights(1), initial_weights(2)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)

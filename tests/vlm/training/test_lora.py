@@ -17,7 +17,7 @@ def load(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_presets_are_derived_for_any_architecture(load, name):
-    """Every linear layer but the output layer and that of the patches is in exactly one part, by an anchored pattern."""
+    """Every linear layer except the output layer and the patch embedding is in exactly one part; patterns are anchored."""
     model = load(name)
     head = model.get_output_embeddings()
     linear = {n for n, m in model.named_modules() if type(m).__name__ == "Linear" and m is not head}
@@ -43,7 +43,7 @@ def test_a_preset_joins_its_parts(load):
     assert lora.pattern_for(model, r".*\.q_proj", {}, KEY) == r".*\.q_proj"
 
 
-def test_a_part_that_a_model_does_not_have_is_an_error(load):
+def test_a_part_that_the_model_lacks_is_an_error(load):
     with pytest.raises(InputError, match="'language\\+projector': the model has no linear layers in its projector"):
         lora.pattern_for(load("gemma3"), "language+projector", {}, KEY)
 
@@ -66,6 +66,6 @@ def test_a_part_that_a_model_does_not_have_is_an_error(load):
         ("lm_head", r"'lm_head' matches lm_head, the output layer, which cannot have LoRA"),
     ],
 )
-def test_a_pattern_that_trains_less_than_it_names_is_an_error(load, pattern, message):
+def test_a_pattern_that_does_not_match_what_it_names_is_an_error(load, pattern, message):
     with pytest.raises(InputError, match=message):
         lora.matched_modules(load("lfm2_vl"), pattern, KEY)

@@ -15,7 +15,7 @@ def drawn(balance, epoch=0, seed=1):
     return list(sampler)
 
 
-def test_without_balance_an_epoch_is_every_row_once_in_an_order_of_its_own():
+def test_without_balance_every_epoch_has_each_row_once_in_a_new_order():
     first, second = drawn("none", 0), drawn("none", 1)
     assert sorted(first) == list(range(1000))
     assert sorted(second) == list(range(1000, 2000))
@@ -24,15 +24,17 @@ def test_without_balance_an_epoch_is_every_row_once_in_an_order_of_its_own():
     assert drawn("none", 0, seed=2) != first
 
 
-@pytest.mark.parametrize(("balance", "shares"), [("uniform", (1 / 3, 1 / 3, 1 / 3)), ("sqrt", (0.702, 0.222, 0.074))])
-def test_balance_draws_rare_labels_more_often(balance, shares):
+@pytest.mark.parametrize(
+    ("balance", "fractions"), [("uniform", (1 / 3, 1 / 3, 1 / 3)), ("sqrt", (0.702, 0.222, 0.074))]
+)
+def test_balance_draws_rare_labels_more_often(balance, fractions):
     counts = Counter()
     for epoch in range(20):
         items = drawn(balance, epoch)
         assert len(items) == 1000
         counts.update(LABELS[item % 1000] for item in items)
-    for label, share in zip("abc", shares, strict=True):
-        assert counts[label] / 20_000 == pytest.approx(share, abs=0.02)
+    for label, fraction in zip("abc", fractions, strict=True):
+        assert counts[label] / 20_000 == pytest.approx(fraction, abs=0.02)
 
 
 def picture():
@@ -44,7 +46,7 @@ def pixels(rows, item):
 
 
 @pytest.mark.parametrize("augment", ["light", "strong"])
-def test_an_item_is_augmented_the_same_way_whenever_it_is_asked_for_and_each_epoch_differently(augment):
+def test_augmentation_is_fixed_for_each_item_and_differs_between_epochs(augment):
     rows = [{"image": picture(), "label": "a"}] * 4
     augmented = AugmentedRows(rows, augment, flip=True, seed=3)
     again = AugmentedRows(rows, augment, flip=True, seed=3)
@@ -55,12 +57,12 @@ def test_an_item_is_augmented_the_same_way_whenever_it_is_asked_for_and_each_epo
     assert augmented[5]["label"] == "a"
 
 
-def test_without_augmentation_a_picture_stays_as_it_is():
+def test_without_augmentation_a_picture_is_unchanged():
     rows = [{"image": picture(), "label": "a"}]
     assert AugmentedRows(rows, "none", flip=True, seed=3)[7]["image"] is rows[0]["image"]
 
 
-def test_pictures_are_mirrored_only_where_that_is_safe():
+def test_pictures_are_mirrored_only_if_flip_is_set():
     left = Image.new("RGB", (100, 50), "black")
     left.paste("white", (0, 0, 50, 50))
     rows = [{"image": left}]
@@ -73,7 +75,7 @@ def test_pictures_are_mirrored_only_where_that_is_safe():
     assert 15 < mirrored(True) < 45
 
 
-def test_what_is_kept_of_a_picture_is_most_of_it():
+def test_crops_keep_most_of_a_picture():
     rows = AugmentedRows([{"image": picture()}], "strong", flip=False, seed=0)
     areas = [np.prod(pixels(rows, item).shape[:2]) / 4800 for item in range(50)]
     assert min(areas) > 0.55
