@@ -1,4 +1,4 @@
-"""`python -m vlm COMMAND`, or `vlm COMMAND` where the project is installed: the commands for people."""
+"""Command line: `python -m vlm COMMAND`, or `vlm COMMAND` if the project is installed."""
 
 import argparse
 import sys
@@ -6,12 +6,12 @@ from importlib import import_module
 
 from vlm.config.errors import reported
 
-# command -> its module in vlm/commands, and what it does; modules are imported when their command runs
+# command -> module in vlm/commands, and what it does. A module is imported only when its command runs.
 COMMANDS = {
-    "plan": ("plan", "what `dvc repro` would run, where, how long and for how much; runs nothing"),
-    "classify": ("classify", "labels and their probabilities for pictures of your own"),
+    "plan": ("plan", "what `dvc repro` would run, where, for how long and at what cost; runs nothing"),
+    "classify": ("classify", "labels and probabilities for your own pictures"),
     "pin": ("pin", "write the commit or hash of a model or data set into its file"),
-    "batch-size": ("batch_size", "the evaluation.batch_size that is fastest on this device"),
+    "batch-size": ("batch_size", "find the fastest evaluation.batch_size on this device"),
     "merge": ("merge", "write the fine-tuned model's merged weights"),
 }
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m vlm",
         usage="python -m vlm COMMAND [OPTIONS]",
-        description="Commands around the pipeline. The pipeline itself is run by DVC: `dvc repro`, `dvc exp run`.",
+        description="Commands for use with the pipeline, which DVC runs: `dvc repro`, `dvc exp run`.",
         epilog="commands:\n"
         + "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
         + "\n\n`python -m vlm COMMAND --help` lists a command's options. All commands read ./params.yaml.",
@@ -32,15 +32,15 @@ def main() -> None:
     if len(sys.argv) == 1:
         parser.print_help()
         sys.exit(2)
-    asked = parser.parse_args()
-    module, text = COMMANDS[asked.command]
+    arguments = parser.parse_args()
+    module, text = COMMANDS[arguments.command]
     with reported():
         command = import_module(f"vlm.commands.{module}")
-        of_command = argparse.ArgumentParser(
-            prog=f"python -m vlm {asked.command}", description=f"{text[0].upper()}{text[1:]}."
+        command_parser = argparse.ArgumentParser(
+            prog=f"python -m vlm {arguments.command}", description=f"{text[0].upper()}{text[1:]}."
         )
-        command.add_arguments(of_command)
-        sys.exit(command.main(of_command.parse_args(asked.options)))
+        command.add_arguments(command_parser)
+        sys.exit(command.main(command_parser.parse_args(arguments.options)))
 
 
 if __name__ == "__main__":

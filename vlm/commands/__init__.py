@@ -1,1 +1,1 @@
-"""Programs for people: `python -m vlm COMMAND`. No stage imports them."""
+"""The commands of `python -m vlm`. No stage imports them."""

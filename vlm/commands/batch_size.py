@@ -1,8 +1,8 @@
-"""`python -m vlm batch-size`: the evaluation.batch_size that is fastest on this device.
+"""`python -m vlm batch-size`: finds the fastest evaluation.batch_size on this device.
 
-Runs the structured evaluation's forward on copies of the test split's longest sample, in batches twice as large each
-time. Stops at a batch that does not fit or would, judging by the last doubling, take more than 90 % of the free memory,
-and after two sizes that were not faster than the fastest.
+Runs the structured evaluation's forward pass on copies of the test split's longest sample, doubling the batch size each
+time. Stops when a batch does not fit into memory, when the next one would take more than 90 % of the free memory
+(extrapolated from the last doubling), or after two consecutive sizes that were not faster than the best one.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from vlm.data import dataset
 from vlm.evaluation import batching
 from vlm.models import loading, memory
 
-_FILL = 0.9  # of the free memory, at most
-_CLEARLY = 1.05  # times as fast: a larger batch has to be to be worth its memory
-_ENOUGH = 2  # sizes in a row that were no faster
+_MAX_MEMORY = 0.9  # maximum fraction of the free memory
+_MIN_SPEEDUP = 1.05  # by which a larger batch has to be faster to be worth its memory
+_MAX_SLOWER = 2  # consecutive sizes that were not faster
 
 
 def propose(params: Params, data: str, adapter: str | None = None) -> int:
-    """The power of two with the most samples a second; prints memory and speed of each size on the way."""
+    """Returns the power of two with the most samples per second; prints the memory and speed of each size."""
     import torch
 
     from vlm.evaluation.posterior import Posterior
@@ -37,9 +37,9 @@ def propose(params: Params, data: str, adapter: str | None = None) -> int:
     load = batching.Loader(data, processor, params.task)
     start, free = _used(), _free()
     print(f"{lengths[longest]} tokens in the longest prompt, {free / 1e9:.1f} GB free on {model.device}")
-    best, fastest, slower, before = 1, 0.0, 0, 0
+    best, fastest, slower, previous = 1, 0.0, 0, 0
     size = 1
-    while size <= dataset.count(data) and slower < _ENOUGH:
+    while size <= dataset.count(data) and slower < _MAX_SLOWER:
         inputs = load([longest] * size).to(model.device, model.dtype)
         try:
             rate = size / _seconds(lambda batch=inputs: posterior(batch))
@@ -48,26 +48,26 @@ def propose(params: Params, data: str, adapter: str | None = None) -> int:
                 raise
             print(f"{size:6}: does not fit")
             break
-        took = _used() - start
-        print(f"{size:6}: {took / 1e9:6.2f} GB, {rate:8.1f} samples/s")
-        if rate > fastest * _CLEARLY:
+        used = _used() - start
+        print(f"{size:6}: {used / 1e9:6.2f} GB, {rate:8.1f} samples/s")
+        if rate > fastest * _MIN_SPEEDUP:
             best, fastest, slower = size, rate, 0
         else:
             slower += 1
-        if took + 2 * max(0, took - before) > _FILL * free:
+        if used + 2 * max(0, used - previous) > _MAX_MEMORY * free:
             break
-        size, before = 2 * size, took
+        size, previous = 2 * size, used
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return best
 
 
 def _seconds(forward: Callable[[], object]) -> float:
-    """The shorter of two runs: the first one also pays for allocations and kernels."""
+    """The shorter time of two runs; the first run also includes allocations and loading of kernels."""
     taken = []
     for _ in range(2):
         began = time.perf_counter()
-        forward()  # its result is on the CPU, so the device has finished
+        forward()  # returns its result on the CPU, so the device has finished
         taken.append(time.perf_counter() - began)
     return min(taken)
 
@@ -91,9 +91,9 @@ def _free() -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", metavar="FOLDER", help="a fine-tuned model's (default: none)")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a fine-tuned adapter, e.g. models/adapter (default: none)")
 
 
-def main(asked: argparse.Namespace) -> None:
-    size = propose(load_params(), evaluation.TEST, asked.adapter)
+def main(arguments: argparse.Namespace) -> None:
+    size = propose(load_params(), evaluation.TEST, arguments.adapter)
     print(f"evaluation.batch_size: {size}    # dvc exp run -S evaluation.batch_size={size}")

@@ -1,4 +1,4 @@
-"""`python -m vlm classify photo.jpg --adapter models/adapter`: prints labels with probabilities for your pictures."""
+"""`python -m vlm classify photo.jpg --adapter models/adapter`: prints labels and probabilities for your pictures."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classification:
-    """The labels of a file with their probabilities, the most probable first; or why the file could not be read."""
+    """A file's labels with their probabilities, most probable first; or, in `error`, why it could not be read."""
 
     file: Path
     labels: list[tuple[str, float]]
@@ -46,7 +46,7 @@ def classify(
 
     loaded, processor = loading.load(params.model, params.image, adapter)
     posterior, task = Posterior(loaded, processor, params.task), params.task
-    # The pictures may differ in size. Where prompts of a batch must be equally long, take one picture at a time.
+    # Pictures may differ in size. If the prompts of a batch must have equal lengths, classify one picture at a time.
     size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
 
     def ask(images: "Sequence[Image.Image]") -> "torch.Tensor":
@@ -68,7 +68,7 @@ def classify(
 
 
 def _read(file: Path) -> "Image.Image | str":
-    """The picture, or why it could not be read."""
+    """Returns the picture, or an error message if it cannot be read."""
     try:
         return pictures.upright(pictures.read_file(file))
     except pictures.Unreadable as error:
@@ -76,9 +76,9 @@ def _read(file: Path) -> "Image.Image | str":
 
 
 def find(paths: list[Path]) -> list[Path]:
-    """The files among `paths`, and the pictures in the folders among them and in their subfolders.
+    """Returns the files in `paths`, and the pictures in the folders in `paths` and their subfolders.
 
-    In a folder, a file is a picture if its suffix says so, whether or not it can be read; hidden files are left out.
+    In a folder, files count as pictures by their suffix, whether or not they can be read; hidden files are left out.
     Raises InputError for a folder without pictures.
     """
     suffixes = pictures.suffixes()
@@ -105,26 +105,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
 
 
-def main(asked: argparse.Namespace) -> int:
-    if asked.top < 1:
-        raise InputError(f"--top: {asked.top}: should be at least 1")
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.top < 1:
+        raise InputError(f"--top: {arguments.top}: should be at least 1")
     params = load_params()
-    chosen = {"model": load_model(asked.model)} if asked.model else {}
-    chosen |= {"task": load_task(asked.task)} if asked.task else {}
-    files = find(asked.paths)
+    chosen = {"model": load_model(arguments.model)} if arguments.model else {}
+    chosen |= {"task": load_task(arguments.task)} if arguments.task else {}
+    files = find(arguments.paths)
     failed = 0
 
-    def say(event: Event) -> None:
+    def show(event: Event) -> None:
         if isinstance(event, Log):
             print(event.text, file=sys.stderr)
 
-    for found in classify(files, params.model_copy(update=chosen), asked.adapter, say):
+    for found in classify(files, params.model_copy(update=chosen), arguments.adapter, show):
         if found.error is not None:
             failed += 1
             print(f"error: {found.file}: {found.error}", file=sys.stderr)
             continue
-        top = found.labels[: asked.top]
-        if asked.json:
+        top = found.labels[: arguments.top]
+        if arguments.json:
             labels = [{"label": label, "probability": float(f"{p:.6g}")} for label, p in top]
             print(json.dumps({"file": str(found.file), "labels": labels}, ensure_ascii=False), flush=True)
         else:

@@ -1,7 +1,7 @@
-"""`python -m vlm merge models/merged`: a fine-tuned model's merged weights, for servers that take no adapters.
+"""`python -m vlm merge models/merged`: writes a fine-tuned model's merged weights, for servers without adapter support.
 
-The merged model is loaded again and has to give the same posterior as the adapter on its base. Mind the base model's
-license before publishing merged weights.
+The merged model is loaded again and its posterior is compared with that of the base model with the adapter. Check the
+base model's license before publishing merged weights.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from vlm.data import dataset
 from vlm.evaluation import batching
 from vlm.models import loading
 
-# Merging rounds the weights to their dtype once more; what it may change in a probability
+# The largest difference in a probability that is accepted: merging rounds the weights to their dtype once more.
 _TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.05}
 _SAMPLES = 16
 
 
 def merge(params: Params, adapter: str, output: Path, data: str) -> float:
-    """Writes the merged model and its processor into `output`; gives the largest difference in a probability.
+    """Writes the merged model and its processor to `output`; returns the largest difference in a probability.
 
-    Compared on the first samples of `data`. Raises InputError if `output` exists, and RuntimeError, with nothing
-    written, if the posteriors differ by more than rounding.
+    Compares on the first samples of `data`. Raises InputError if `output` exists, and RuntimeError, without writing
+    `output`, if the posteriors differ by more than rounding explains.
     """
     import torch
 
@@ -36,10 +36,10 @@ def merge(params: Params, adapter: str, output: Path, data: str) -> float:
     with_adapter, processor = loading.load(params.model, params.image, adapter, merged=False)
     load = batching.Loader(data, processor, params.task)
     rows = range(min(_SAMPLES, dataset.count(data)))
-    # One at a time, for a picture-last task wants batches without padding
-    ask = Posterior(with_adapter.get_base_model(), processor, params.task)
+    # One sample at a time, because a task with the picture last needs batches without padding
+    posterior = Posterior(with_adapter.get_base_model(), processor, params.task)
     device, dtype = with_adapter.device, with_adapter.get_base_model().dtype
-    expected = torch.cat([ask(load([row]).to(device, dtype)) for row in rows])
+    expected = torch.cat([posterior(load([row]).to(device, dtype)) for row in rows])
 
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -47,21 +47,25 @@ def merge(params: Params, adapter: str, output: Path, data: str) -> float:
     processor.save_pretrained(temporary)
     written = params.model.model_copy(update={"id": str(temporary), "revision": pins.folder_hash(temporary)})
     merged, _ = loading.load(written, params.image)
-    ask = Posterior(merged, processor, params.task)
-    found = torch.cat([ask(load([row]).to(device, dtype)) for row in rows])
+    posterior = Posterior(merged, processor, params.task)
+    found = torch.cat([posterior(load([row]).to(device, dtype)) for row in rows])
     difference = float((found - expected).abs().max())
     if difference > _TOLERANCE[params.model.dtype]:
         shutil.rmtree(temporary)
-        raise RuntimeError(f"merged and adapter differ by {difference:.2g} in a probability")
+        raise RuntimeError(f"the merged model's probabilities differ from the adapter's by up to {difference:.2g}")
     temporary.rename(output)
     return difference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=Path, metavar="FOLDER", help="a new folder for the merged model, models/merged")
-    parser.add_argument("--adapter", default="models/adapter", metavar="FOLDER", help="(default: models/adapter)")
+    parser.add_argument(
+        "output", type=Path, metavar="FOLDER", help="a new folder for the merged model, e.g. models/merged"
+    )
+    parser.add_argument(
+        "--adapter", default="models/adapter", metavar="FOLDER", help="the fine-tuned adapter (default: models/adapter)"
+    )
 
 
-def main(asked: argparse.Namespace) -> None:
-    difference = merge(load_params(), asked.adapter, asked.output, evaluation.VALIDATION)
-    print(f"{asked.output}: merged; no probability differs from the adapter's by more than {difference:.1g}")
+def main(arguments: argparse.Namespace) -> None:
+    difference = merge(load_params(), arguments.adapter, arguments.output, evaluation.VALIDATION)
+    print(f"{arguments.output}: merged; no probability differs from the adapter's by more than {difference:.1g}")

@@ -1,6 +1,7 @@
-"""`python -m vlm pin`: writes what a model and a data set are now into their files; every load compares with that.
+"""`python -m vlm pin`: writes the current commit or hash of a model and a data set into their configuration files.
 
-For the Hub it is a commit, for a folder the hash of its files. Badges are rendered from the seed and need none.
+The pin is a commit for a repository on the Hub, and a hash of the files for a folder; later runs load that commit or
+check the hash. Badges are rendered from the seed and need no pin.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from vlm.sources import hub_datasets
 
 
 def pin_model(name: str) -> str:
-    """Pins a model in its file; a commit there stays. Returns a line that says so. Raises InputError."""
+    """Writes a model's pin into its file; keeps an existing commit. Returns a one-line message. Raises InputError."""
     model, file = load_model(name), pins.file_of("models", name)
     if model.folder is not None:
         found = pins.folder_hash(model.folder)
@@ -28,14 +29,14 @@ def pin_model(name: str) -> str:
 
 
 def pin_task(name: str) -> str:
-    """Pins a task's data in its file; a commit there stays. Returns a line that says so. Raises InputError."""
+    """Writes the pin of a task's data into its file, like `pin_model`. Returns a message. Raises InputError."""
     task = load_task(name)
     source, file = task.source, pins.file_of("tasks", name)
     if source.badges is not None:
         return f"{file}: badges are rendered from the seed; there is nothing to pin"
     if source.folder is not None:
         if not source.folder_path.is_dir():
-            raise InputError(f"{file}: source.folder: {source.folder!r} is no folder here")
+            raise InputError(f"{file}: source.folder: {source.folder!r} is not a folder here")
         return _write(file, ["source", "sha256"], pins.folder_hash(source.folder_path))
     found = hub.resolve(source.hub, source.revision, "dataset", f"{file}: source.hub")
     if source.expect is not None:
@@ -46,11 +47,11 @@ def pin_task(name: str) -> str:
 
 
 def _write(file: Path, path: list[str], value: str) -> str:
-    """Sets a value in a YAML file, which stays as it is but for that value."""
+    """Sets a value in a YAML file and leaves the rest of the file unchanged. Returns a message."""
     text = file.read_bytes().decode()  # read_text would turn \r\n into \n
     changed = _set(text, path, value)
     if changed == text:
-        return f"{file}: {'.'.join(path)}: still {value}; null there and pinning again takes the newest"
+        return f"{file}: {'.'.join(path)}: still {value}; to pin the newest, set it to null first"
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_bytes(changed.encode())
     temporary.replace(file)
@@ -58,12 +59,12 @@ def _write(file: Path, path: list[str], value: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """The text as YAML: a commit of digits only would be a number."""
+    """The text as a YAML string: a commit that looks like a number needs quotes."""
     return text if isinstance(YAML(typ="safe").load(text), str) else f'"{text}"'
 
 
 def _set(text: str, path: list[str], value: str) -> str:
-    """The YAML text with the value at `path` exchanged, or added to its mapping."""
+    """The YAML text with the value at `path` replaced, or added if the key is missing."""
     mapping = YAML().compose(text)
     for key in path[:-1]:
         mapping = next(node for name, node in mapping.value if name.value == key)
@@ -71,7 +72,7 @@ def _set(text: str, path: list[str], value: str) -> str:
     for name, node in mapping.value:
         if name.value == path[-1]:
             start, end = node.start_mark.index, node.end_mark.index
-            if start == end:  # `key:` without a value, which the parser places behind what follows
+            if start == end:  # `key:` without a value; the parser reports a position after any comment
                 start = end = text.index(":", name.end_mark.index) + 1
                 value = f" {value}"
             return text[:start] + value + text[end:]
@@ -89,8 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(asked: argparse.Namespace) -> None:
-    model, task = asked.model, asked.task
+def main(arguments: argparse.Namespace) -> None:
+    model, task = arguments.model, arguments.task
     if model is None and task is None:
         params = load_params()
         model, task = params.model.name, params.task.name

@@ -1,8 +1,8 @@
-"""`python -m vlm plan`: what `dvc repro` would run, where, how long and for how much. Runs nothing.
+"""`python -m vlm plan`: shows what `dvc repro` would run, where, for how long and at what cost. Runs nothing.
 
-Times come from what the same stage took before, with the same model in the same place: metrics/runtime/ here or in
-git's history, experiments included. They are scaled by the number of samples, which is rough; without such a run there
-is none.
+Times are estimated from an earlier run of the same stage with the same model on the same GPU or machine: from
+metrics/runtime/ in the working tree or in git's history, including experiments. They are scaled by the number of
+samples, which is only approximate. Without such a run there is no estimate.
 """
 
 import argparse
@@ -38,15 +38,15 @@ class Before:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """This command has no arguments."""
 
 
-def main(asked: argparse.Namespace) -> None:
+def main(arguments: argparse.Namespace) -> None:
     params = load_params()
     rows, seconds, dollars, known = [], 0.0, 0.0, True
     for stage, reason in stages_to_run().items():
         if reason is None or stage not in (*_GPU_STAGES, "prepare"):
-            # The stages that only measure take seconds.
+            # The other stages only measure and take seconds.
             rows.append([stage, reason or "no", *[""] * (len(_HEAD) - 2)])
             continue
         place, gpu, price = _place(params, stage)
@@ -56,20 +56,20 @@ def main(asked: argparse.Namespace) -> None:
         shown = [str(samples or "?"), "?" if took is None else _clock(took), _money(place, cost), source]
         rows.append([stage, reason, f"Modal, {gpu}" if gpu else place, *shown])
     if seconds:
-        rows.append(["total" if known else "total of the known", "", "", "", _clock(seconds), f"{dollars:.2f}", ""])
+        rows.append(["total" if known else "total of known", "", "", "", _clock(seconds), f"{dollars:.2f}", ""])
     widths = [max(len(row[column]) for row in [_HEAD, *rows]) for column in range(len(_HEAD))]
     for row in [_HEAD, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def stages_to_run() -> dict[str, str | None]:
-    """For every stage of dvc.yaml, in order: "yes" if DVC says so, "after <stage>" if one before it runs, or None.
+    """Maps the stages of dvc.yaml, in order, to "yes" if changed, "after <stage>" if an earlier stage runs, or None.
 
-    Raises InputError if DVC cannot tell, for example because a run is under way.
+    Raises InputError if `dvc status` fails, for example because a run is in progress.
     """
     done = subprocess.run(["dvc", "status", "--json"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(_run_under_way() or f"dvc status: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+        raise InputError(_run_in_progress() or f"dvc status: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
     changed = json.loads(done.stdout.strip().splitlines()[-1])
     stages = _stages()
     makers = {out: name for name, stage in stages.items() for out in _paths(stage.get("outs"), stage.get("metrics"))}
@@ -86,7 +86,7 @@ def stages_to_run() -> dict[str, str | None]:
 
 
 def _stages() -> dict[str, dict[str, Any]]:
-    """dvc.yaml's stages by name, with those of a matrix written out as DVC does: measure@final_eval."""
+    """The stages of dvc.yaml by name, with those of a matrix expanded as in DVC: measure@final_eval."""
     found = {}
     for name, stage in read_yaml("dvc.yaml")["stages"].items():
         for value in stage.get("matrix", {}).get("name", [None]):
@@ -99,32 +99,31 @@ def _paths(*lists: list[str | dict] | None) -> list[str]:
     return [entry if isinstance(entry, str) else next(iter(entry)) for each in lists for entry in each or []]
 
 
-def _run_under_way() -> str | None:
-    """Which process holds DVC's lock, if one that is alive does."""
+def _run_in_progress() -> str | None:
+    """A message that names the process that holds DVC's lock; None if no living process holds it."""
     try:
         locks = json.loads(Path(".dvc/tmp/rwlock").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    for holders in locks.values():
-        writers = holders.get("write") or {}
-        for holder in [writers, *holders.get("read", [])]:
-            if holder and psutil.pid_exists(holder["pid"]):
-                return f"a run is under way (process {holder['pid']}: {holder['cmd']}); ask again when it has ended"
+    readers = [holder for holders in locks.get("read", {}).values() for holder in holders]
+    for holder in [*locks.get("write", {}).values(), *readers]:
+        if psutil.pid_exists(holder["pid"]):
+            return f"a run is in progress (process {holder['pid']}: {holder['cmd']}); try again when it has finished"
     return None
 
 
 def estimate(
     params: Params, stage: str, gpu: str | None, price: float, samples: int | None
 ) -> tuple[float | None, float | None, str]:
-    """Seconds, dollars, and the run that they come from; `gpu` is None for this machine."""
+    """Estimates seconds and dollars, and names the run that they come from; `gpu` is None for this machine."""
     matching = [
-        before
-        for before in _history(stage)
-        if stage == "prepare" or before.model == params.model.name
-        if before.runtime.get("gpu") == gpu
+        run
+        for run in _history(stage)
+        if stage == "prepare" or run.model == params.model.name
+        if run.runtime.get("gpu") == gpu
     ]
-    # A run of the same task if there is one, and then the newest
-    chosen = min(matching, key=lambda before: before.task != params.task.name, default=None)
+    # Prefer a run of the same task, then the newest run.
+    chosen = min(matching, key=lambda run: run.task != params.task.name, default=None)
     if chosen is None:
         return None, None, f"no earlier run of {params.model.name} on {gpu or 'this machine'}"
     runtime = chosen.runtime
@@ -138,20 +137,20 @@ def estimate(
 
 
 def _history(stage: str) -> Iterator[Before]:
-    """Earlier runs of a stage, the newest first: what lies here, then what commits and experiments hold."""
+    """Yields earlier runs of a stage, newest first: from the working tree, then from commits and experiments."""
     name = f"metrics/runtime/{stage}.json"
     here = Path("dvc.lock")
     if here.exists() and Path(name).exists():
         text = Path(name).read_text(encoding="utf-8")
-        yield from _before("here", stage, here.read_text(encoding="utf-8"), json.loads(text))
+        yield from _run_at("here", stage, here.read_text(encoding="utf-8"), json.loads(text))
     commits = _git("log", "--all", f"--max-count={_LOOK_BACK}", "--format=%h", "--", name) or ""
     for commit in commits.split():
         lock, text = _git("show", f"{commit}:dvc.lock"), _git("show", f"{commit}:{name}")
         if lock and text:
-            yield from _before(commit, stage, lock, json.loads(text))
+            yield from _run_at(commit, stage, lock, json.loads(text))
 
 
-def _before(where: str, stage: str, lock: str, runtime: dict) -> Iterator[Before]:
+def _run_at(where: str, stage: str, lock: str, runtime: dict) -> Iterator[Before]:
     run = yaml.safe_load(lock)["stages"].get(stage)
     if run is not None:
         chosen = run["params"]["params.yaml"]
@@ -164,20 +163,20 @@ def _git(*arguments: str) -> str | None:
 
 
 def _place(params: Params, stage: str) -> tuple[str, str | None, float]:
-    """Where a stage runs, and, on Modal, its GPU and dollars per second."""
+    """Where a stage runs and, if on Modal, its GPU and its price in dollars per second."""
     if stage == "prepare" or compute.place(params.model, params.compute) == "local":
         return "this machine", None, 0.0
     return "Modal", *gpus.gpu_of(params.model, params.modal, several=stage == "finetune")
 
 
 def _samples(params: Params, stage: str) -> int | None:
-    """How many samples a stage goes through; None where that is known only when the data is there."""
+    """The number of samples that a stage processes; None if it depends on data that may not exist yet."""
     rows = {name: getattr(params.prepare, name) for name in ("train", "validation", "test")}
     if stage == "prepare":
         return sum(rows.values()) if None not in rows.values() else None
     if stage == "finetune":
         return round(params.finetune.epochs * rows["train"]) if rows["train"] else None
-    return rows["test"] and rows["test"] * (2 if stage == "final_eval" else 1)  # final_eval answers twice
+    return rows["test"] and rows["test"] * (2 if stage == "final_eval" else 1)  # final_eval answers each sample twice
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Where a job runs, and the way of its results to the stage that asked for them."""
+"""Runs jobs, on this machine or on Modal, and hands their results to the stages."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from vlm.config.params import Compute, ModalParams
 
 
 class Job(Protocol):
-    """Frozen plain values plus input files; `run` writes result files, and can go on where a killed run stopped."""
+    """A frozen dataclass of plain values and input files. `run` writes result files and can resume a killed run."""
 
-    RESULTS: ClassVar[tuple[str, ...]]  # the files and folders among them that a stage takes
-    # Whether processes, one a GPU, do it together; if not, containers can share its batches (`answer`, `merge`).
+    RESULTS: ClassVar[tuple[str, ...]]  # the result files and folders that a stage takes
+    # True: runs in one process per GPU. False: its batches can be split among containers (`answer`, `merge`).
     DATA_PARALLEL: ClassVar[bool]
-    PACKAGES: ClassVar[tuple[str, ...]]  # of vlm, whose code decides the result
+    PACKAGES: ClassVar[tuple[str, ...]]  # the packages of vlm whose code determines the result
     model: ModelConfig
 
     @property
@@ -35,10 +35,10 @@ def run(
     live: str | None = None,
     track_with: Sequence[str] = ("dvclive",),
 ) -> Iterator[Path]:
-    """Runs `job` and yields the folder of its result files, which is removed when the block ends without an error.
+    """Runs `job` and yields the folder with its result files, which is removed when the block ends without an error.
 
-    Scalars that the job reports go to the trackers of `track_with`, DVCLive's to the folder `live`. What a killed run
-    has finished is not repeated. Raises InputError for what the user can put right, wherever the job ran.
+    Scalars that the job reports go to the trackers in `track_with`; DVCLive writes to the folder `live`. Work that a
+    killed run finished is not repeated. Raises InputError for errors that the user can fix, wherever the job ran.
     """
     if place(job.model, compute) == "local":
         running = local.run(job, live, track_with)
@@ -51,7 +51,7 @@ def run(
 
 
 def save(result: Path, targets: Mapping[str, str]) -> None:
-    """Copies files and folders of a job's results to where they belong, by name in `result`."""
+    """Copies a job's results; `targets` maps the name of a file or folder in `result` to its destination."""
     for name, target in targets.items():
         source, place = result / name, Path(target)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def save(result: Path, targets: Mapping[str, str]) -> None:
 
 
 def place(model: ModelConfig, compute: Compute) -> Literal["local", "modal"]:
-    """Where `compute` says that a model runs: auto is here if it runs on a CPU or there is an NVIDIA GPU."""
+    """Where a model runs. "auto" means locally if the model runs on a CPU or this machine has an NVIDIA GPU."""
     if compute == "auto":
         return "local" if model.runs_on_cpu or local.gpus() else "modal"
     return compute

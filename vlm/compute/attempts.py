@@ -1,4 +1,4 @@
-"""The attempts of a job on Modal: what they cost, and when to stop."""
+"""A job's attempts on Modal: what they cost, and when to stop."""
 
 import json
 import time
@@ -8,18 +8,18 @@ from vlm.compute.files import write_atomically
 from vlm.compute.request import Request
 from vlm.config.errors import InputError
 
-_SAVE_EVERY = 30.0  # seconds at most between saves of unfinished work; at first a tenth of what the attempt has taken
-_HOPELESS = 3  # attempts in a row that were killed at the same place
+_SAVE_EVERY = 30.0  # maximum seconds between saves of unfinished work; early on, a tenth of the attempt's duration
+_MAX_KILLED = 3  # consecutive attempts killed at the same point
 
 
 class Attempt:
-    """One container's try at a job, noted so that its time counts even if it is killed."""
+    """One container's attempt at a job, recorded in a file so that its time counts even if it is killed."""
 
     def __init__(self, directory: Path) -> None:
         import psutil
 
         self.earlier = _notes(directory)
-        self.started = psutil.Process().create_time()  # Python's start and imports are paid for, too
+        self.started = psutil.Process().create_time()  # starting Python and importing are billed, too
         self.ended = False
         self.number = len(self.earlier)
         self._file = directory / "attempts" / f"{self.number}.json"
@@ -27,7 +27,7 @@ class Attempt:
         self._began = time.monotonic()
 
     def note(self, done: int) -> None:
-        """Writes down that the attempt is alive, or has ended, with `done` units of work finished."""
+        """Records that the attempt is alive, or has ended, with `done` units of work finished."""
         note = {"started": self.started, "seen": time.time(), "ended": self.ended, "done": done}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._file, json.dumps(note))
@@ -38,44 +38,44 @@ class Attempt:
         return now - self._saved > min(_SAVE_EVERY, max(1.0, 0.1 * (now - self._began)))
 
     def refuse_hopeless(self) -> None:
-        """Raises InputError if the last attempts were killed without a word at one place."""
-        last = self.earlier[-_HOPELESS:]
-        if len(last) == _HOPELESS and not any(note["ended"] for note in last) and len({n["done"] for n in last}) == 1:
+        """Raises InputError if the last attempts were all killed, without an error, at the same point."""
+        last = self.earlier[-_MAX_KILLED:]
+        if len(last) == _MAX_KILLED and not any(note["ended"] for note in last) and len({n["done"] for n in last}) == 1:
             raise InputError(
-                f"modal: the container was killed {_HOPELESS} times at the same place, as happens when a machine's "
-                "memory runs out; a smaller evaluation.batch_size or finetune.micro_batch, or another modal.gpu, helps"
+                f"modal: the container was killed {_MAX_KILLED} times at the same point, probably because it ran "
+                "out of memory; try a smaller evaluation.batch_size or finetune.micro_batch, or another modal.gpu"
             )
 
 
 class Limits:
-    """The money and the time that a job may take."""
+    """The limits on a job's cost and time."""
 
     def __init__(self, request: Request, attempt: Attempt, since: float) -> None:
         earlier = [(note["seen"] - note["started"], note["started"]) for note in attempt.earlier]
         self._request = request
         self._started = attempt.started
         self._all = sum(seconds for seconds, _ in earlier)
-        self._of_this_run = sum(seconds for seconds, started in earlier if started >= since)
+        self._this_run = sum(seconds for seconds, started in earlier if started >= since)
 
     def check(self) -> None:
-        """Raises InputError beyond a limit. A container of several has its share of the money."""
+        """Raises InputError if a limit is exceeded. Each container gets an equal part of the money."""
         now = time.time() - self._started
         most = self._request.max_dollars
         dollars = (self._all + now) * self._request.dollars_per_second * self._request.containers
         if most is not None and dollars > most:
             raise InputError(
-                f"params.yaml: modal.max_dollars: the job has cost ${dollars:.4g}, more than {most:g}; what is "
-                "finished is kept, and with a larger modal.max_dollars `dvc repro` goes on from there"
+                f"params.yaml: modal.max_dollars: the job has cost ${dollars:.4g}, more than {most:g}; finished "
+                "work is kept, and with a larger modal.max_dollars `dvc repro` resumes from there"
             )
-        if self._of_this_run + now > self._request.seconds:
+        if self._this_run + now > self._request.seconds:
             raise InputError(
-                f"params.yaml: modal.timeout: the job has run for its {self._request.seconds / 3600:g} hours; what is "
-                "finished is kept: `dvc repro` goes on from there for as long again"
+                f"params.yaml: modal.timeout: the job has run for its {self._request.seconds / 3600:g} hours; "
+                "finished work is kept, and `dvc repro` resumes from there for as long again"
             )
 
 
 def spent(folder: Path, request: Request) -> dict[str, float | str]:
-    """What all attempts of a job, in all containers, have taken until now and cost by the list price."""
+    """GPU seconds and cost, at list price, of all attempts of a job so far, in all containers."""
     seconds = sum(seconds for shard in _attempts(folder) for seconds, _ in shard)
     return {
         "gpu": request.gpu,
@@ -86,7 +86,7 @@ def spent(folder: Path, request: Request) -> dict[str, float | str]:
 
 
 def _attempts(folder: Path) -> list[list[tuple[float, dict]]]:
-    """For every shard its attempts, oldest first, as their seconds and what they noted."""
+    """For each shard, its attempts as pairs (seconds, note), oldest first."""
     shards = [path for path in folder.glob("*") if (path / "attempts").is_dir()]
     return [[(note["seen"] - note["started"], note) for note in _notes(shard)] for shard in shards]
 

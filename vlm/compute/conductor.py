@@ -1,4 +1,4 @@
-"""Sees a job on Modal through, in a container without a GPU: weights, work in containers with one, results."""
+"""Coordinates a job on Modal, in a container without a GPU: weights, work in GPU containers, results."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ def conduct(
     spawn: Callable[[int, float], str],
     wait: Callable[[str, float | None], dict],
 ) -> dict:
-    """Sees a job through: downloads the weights, has the work done, puts its parts together.
+    """Runs a job from start to end: downloads the weights, starts the work, merges the results of all shards.
 
-    `spawn(shard, since)` starts `work` and gives the id of a call, `wait(id, seconds)` its value; it raises the builtin
-    TimeoutError while there is none. Work that is under way or done, begun by an earlier attempt of this function or by
-    a caller who was lost, is not begun again.
+    `spawn(shard, since)` starts `work` and returns the call's id. `wait(id, seconds)` returns the call's value, or
+    raises the builtin TimeoutError if there is none yet. Calls that are running or done, whether an earlier attempt of
+    this function started them or a caller that was lost, are not started again.
 
-    Gives {"folder", "files": {path: sha256}} of the results on the volume, or {"error"} or {"traceback"} as `work`
-    does, and always what it cost: {"gpu", "gpu_seconds", "dollars_per_second", "dollars"}.
+    Returns {"folder", "files": {path: sha256}} for the results on the volume, or {"error"} or {"traceback"} like
+    `work`, and in every case the cost: {"gpu", "gpu_seconds", "dollars_per_second", "dollars"}.
     """
     reload()
     folder = volume / request.folder()
@@ -48,7 +48,7 @@ def conduct(
         if request.containers == 1:
             result, files = folder / "0", outcomes[0]["files"]
         else:
-            result, files = _merged(request, volume, disk, folder)
+            result, files = _merge(request, volume, disk, folder)
         measured = json.loads((result / "runtime.json").read_text(encoding="utf-8"))
         runtime.write(result / "runtime.json", measured | spent(folder, request))
         files |= hashes(result, ["runtime.json"])
@@ -65,7 +65,7 @@ def _calls(
     spawn: Callable[[int, float], str],
     wait: Callable[[str, float | None], dict],
 ) -> list[str]:
-    """A call for each shard: one that is under way or done, if there is one, else a new one."""
+    """The id of one call for each shard: an existing call that is running or done, otherwise a new one."""
     known = json.loads(file.read_text()) if file.exists() else [None] * shards
     since = time.time()
     calls = []
@@ -75,9 +75,9 @@ def _calls(
                 if "files" not in wait(call, 0):
                     call = None
             except TimeoutError:
-                pass  # under way
+                pass  # running
             except Exception:
-                call = None  # failed, was cancelled, or is forgotten
+                call = None  # it failed, was cancelled or has expired
         calls.append(call or spawn(shard, since))
     write_atomically(file, json.dumps(calls))
     commit()
@@ -85,15 +85,15 @@ def _calls(
 
 
 def _download(request: Request, commit: Callable[[], None]) -> None:
-    """The model's weights and processor into the volume's cache; what is there is not asked for again."""
+    """Downloads the model's weights and processor into the volume's cache, except for files that are already in it."""
     from vlm.models import loading
 
     loading.require_files(request.rebuilt().model)
     commit()
 
 
-def _merged(request: Request, volume: Path, disk: Path, folder: Path) -> tuple[Path, dict[str, str]]:
-    """All shards' answers in one folder, and the results made of them."""
+def _merge(request: Request, volume: Path, disk: Path, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Merges the records of all shards; returns the folder of the results and their hashes."""
     lay_out(request.inputs, volume, disk)
     result = folder / "merged"
     shutil.rmtree(result, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A job's events on their way to whoever watches: an append-only file, and entries to send."""
+"""A job's events: recorded in an append-only file, and sent to the watching process."""
 
 import json
 import queue
@@ -14,15 +14,16 @@ from vlm.config.events import Event, Log, Progress, Scalars
 
 
 class EventLog:
-    """Writes a job's events into a file and sends them, from a thread of its own, to whoever watches.
+    """Appends a job's events to a file and sends them, from a separate thread, to the watching process.
 
-    Every event has a number that no other event of the shard has. Scalars that an earlier attempt has written are left
-    out. Of progress, what comes within a second of the last is, but for the last of its count: a shard's is not full.
+    (attempt, number) identifies an event within its shard. Scalars that an earlier attempt wrote are left out.
+    Progress is limited to one event per second, except for the last one of each total and unit: it is always written,
+    even though a shard's count does not reach the total.
     """
 
     def __init__(self, path: Path, shard: int, attempt: int, send: Callable[[list[dict]], None]) -> None:
         earlier = read_events(path.read_bytes()) if path.exists() else []
-        # Torn lines of a killed attempt are gone after this.
+        # Removes an incomplete last line that a killed attempt may have left.
         path.write_text("".join(json.dumps(entry) + "\n" for entry in earlier), encoding="utf-8")
         self.done = max((entry["done"] for entry in earlier if entry["type"] == "Progress"), default=0)
         self._seen = {(e["step"], name) for e in earlier if e["type"] == "Scalars" for name in e["values"]}
@@ -30,22 +31,22 @@ class EventLog:
         self._shard = shard
         self._number = 0
         self._shown = 0.0
-        self._held: Progress | None = None
+        self._delayed: Progress | None = None
         self._file = path.open("a", encoding="utf-8")
         self._send = send
-        self._waiting: queue.SimpleQueue = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._forward, daemon=True)
         self._thread.start()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Progress):
             self.done = max(self.done, event.done)
-            if self._held and (self._held.total, self._held.unit) != (event.total, event.unit):
-                self._write(self._held)
-            self._held = None
+            if self._delayed and (self._delayed.total, self._delayed.unit) != (event.total, event.unit):
+                self._write(self._delayed)
+            self._delayed = None
             now = time.monotonic()
             if 0 < event.done < event.total and now - self._shown < 1.0:
-                self._held = event
+                self._delayed = event
                 return
             self._shown = now
         elif isinstance(event, Scalars):
@@ -61,31 +62,31 @@ class EventLog:
         self._number += 1
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        self._waiting.put(entry)
+        self._queue.put(entry)
 
     def close(self) -> None:
-        if self._held:
-            self._write(self._held)
+        if self._delayed:
+            self._write(self._delayed)
         self._file.close()
-        self._waiting.put(None)
+        self._queue.put(None)
         self._thread.join(timeout=10)
 
     def _forward(self) -> None:
         ended = False
         while not ended:
-            entries = [self._waiting.get()]
+            entries = [self._queue.get()]
             with suppress(queue.Empty):
                 while len(entries) < 100:
-                    entries.append(self._waiting.get_nowait())
+                    entries.append(self._queue.get_nowait())
             ended = entries[-1] is None
             try:
                 self._send([entry for entry in entries if entry is not None])
-            except Exception as error:  # nobody has to watch; the file has it all
-                print(f"events were not sent: {error!r}", file=sys.stderr)
+            except Exception as error:  # watching is optional; the file has all events
+                print(f"events could not be sent: {error!r}", file=sys.stderr)
 
 
 def read_events(content: bytes) -> list[dict]:
-    """The entries of a record; a line that was torn by a crash counts as not written."""
+    """Parses the content of an event file, ignoring an incomplete last line, which a crash can leave."""
     complete, _, _ = content.rpartition(b"\n")
     return [json.loads(line) for line in complete.splitlines()]
 

@@ -1,4 +1,4 @@
-"""Runs a job in this process."""
+"""Runs a job on this machine."""
 
 import hashlib
 import os
@@ -27,16 +27,16 @@ from vlm.config.events import Event, Log, Scalars
 if TYPE_CHECKING:
     from vlm.compute import Job
 
-_FORGET_AFTER = 30 * 24 * 3600  # seconds; unfinished work that nobody came back to
+_FORGET_AFTER = 30 * 24 * 3600  # seconds since unfinished work was last touched
 
 
 @contextmanager
 def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
-    """Runs `job` in its folder (see `reserved`), and yields the folder. Scalars go to trackers, DVCLive's to `live`."""
+    """Runs `job` in its folder (see `reserved`), yields the folder. Scalars go to the trackers; DVCLive uses `live`."""
     _end_with_dvc()
     with reserved(key(job)) as (directory, bar), ExitStack() as stack:
         if any(directory.iterdir()):
-            bar(Log("going on with what an earlier run has finished"))
+            bar(Log("resuming the unfinished work of an earlier run"))
         scalars = stack.enter_context(tracker(track_with, live, directory.name)) if live else None
 
         def emit(event: Event) -> None:
@@ -54,9 +54,9 @@ def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Pat
 
 
 def _end_with_dvc() -> None:
-    """Interrupts this process, a stage's, when the `dvc` that started it is gone: it would compute for nobody.
+    """Interrupts this process when the `dvc` that started it has died, since nobody would take the results.
 
-    What is finished is kept. A stage that was started by hand runs on.
+    Finished work is kept. A stage that was started by hand is not affected.
     """
     parent = os.getppid()
 
@@ -66,13 +66,14 @@ def _end_with_dvc() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     if "DVC_STAGE" in os.environ:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
         threading.Thread(target=watch, daemon=True).start()
 
 
 def gpus() -> int:
-    """How many NVIDIA GPUs this machine's driver knows and CUDA_VISIBLE_DEVICES, if set, lets through.
+    """The number of NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES, if set, makes visible.
 
-    torch, which is slow to import, is not asked.
+    Does not use torch, which is slow to import.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shutil.which("nvidia-smi") is None:
@@ -87,11 +88,11 @@ def gpus() -> int:
 
 @contextmanager
 def reserved(name: str) -> Iterator[tuple[Path, ProgressBar]]:
-    """A folder for a job in the user's cache directory, and a bar for its events.
+    """Yields a folder for a job in the user's cache directory, and a progress bar for its events.
 
-    It lies outside the repository, so that what a killed run has finished is found by the next one wherever DVC has
-    checked the code out (`dvc exp run --temp`, queued experiments). Two processes with the same job take turns. The
-    folder is removed when the block ends without an error, or has left nothing in it.
+    The folder is outside the repository, so that the next run finds the work of a killed one wherever DVC has checked
+    out the code (`dvc exp run --temp`, queued experiments). Two processes with the same job take turns. The folder is
+    removed when the block ends without an error or leaves the folder empty.
     """
     jobs = platformdirs.user_cache_path("vlm-pipeline") / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def reserved(name: str) -> Iterator[tuple[Path, ProgressBar]]:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            bar(Log("another process is doing the same work; waiting for it to end"))
+            bar(Log("another process is doing the same work; waiting for it to finish"))
             lock.acquire()
         stack.callback(lock.release)
         directory.mkdir(exist_ok=True)
@@ -116,10 +117,10 @@ def reserved(name: str) -> Iterator[tuple[Path, ProgressBar]]:
 
 
 def key(job: "Job") -> str:
-    """A name for the job that changes with its values, its input files, its model and the code that decides its result.
+    """A name for the job that depends on its values, input files and model, and on the code that determines its result.
 
-    It does not change with the code that measures, draws or transports, nor with the keys of the model's file that say
-    where the model can run: unfinished work is still found after a change of those.
+    It does not depend on the code that measures, draws or transfers files, nor on the keys of the model's file that say
+    where the model can run, so unfinished work is still found after changes to those.
     """
     digest = hashlib.sha256(to_json(job, exclude={"model": {"runs_on_cpu", "gpu"}}))
     digest.update(" ".join(version(library) for library in ("torch", "transformers", "peft", "trl")).encode())
@@ -136,6 +137,6 @@ def key(job: "Job") -> str:
 
 def _forget_old_work(jobs: Path) -> None:
     for path in jobs.iterdir():
-        with suppress(FileNotFoundError):  # another process has finished it
+        with suppress(FileNotFoundError):  # another process has removed it
             if time.time() - path.stat().st_mtime > _FORGET_AFTER:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()

@@ -1,7 +1,8 @@
-"""Runs a job on Modal: this machine's side of it. What runs there begins in modal_app.py.
+"""Runs a job on Modal: the client side. The code that runs on Modal starts in modal_app.py.
 
-A job is one detached app with one call of `conduct`, whose id is kept in the job's folder here, so that a process that
-finds one there goes on watching it. A process that only drives Modal imports neither torch nor transformers.
+A job is one detached app with one call of `conduct`. The call's id is stored in the job's folder on this machine, and a
+later process that finds it there reconnects to the call. A process that only drives Modal imports neither torch nor
+transformers.
 """
 
 import io
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import modal
-from modal import exception as refused
+from modal import exception
 
 from vlm.compute import local
 from vlm.compute.files import sha256, write_atomically
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def run(job: "Job", params: ModalParams, live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
-    """Runs `job` on Modal and gives a folder of its results. Scalars go to trackers, DVCLive's to `live`.
+    """Runs `job` on Modal and yields the folder with its results. Scalars go to the trackers; DVCLive uses `live`.
 
-    Goes on with a call that an earlier process has begun. Ctrl-C ends what runs there; a lost process does not.
-    Raises InputError for what the user can put right.
+    Reconnects to the call of an earlier process, if there is one. Ctrl-C cancels the job on Modal; the job survives if
+    this process is killed. Raises InputError for errors that the user can fix.
     """
     key = local.key(job)
     with local.reserved(f"{key}-modal") as (directory, bar):
@@ -46,7 +47,7 @@ def run(job: "Job", params: ModalParams, live: str | None, track_with: Sequence[
             )
             _download(result, directory)
         yield directory
-        with suppress(refused.Error, OSError):  # what stays there does no harm
+        with suppress(exception.Error, OSError):  # leftover files do no harm
             volume.remove_file(f"jobs/{request.key}", recursive=True)
             modal.Queue.objects.delete(request.key, allow_missing=True)
 
@@ -54,15 +55,15 @@ def run(job: "Job", params: ModalParams, live: str | None, track_with: Sequence[
 def _result(
     job: "Job", key: str, params: ModalParams, directory: Path, bar: Callable[[Event], None], tracked: Tracked
 ) -> tuple[dict, Request]:
-    """What `conduct` gives for the job, and the request that it was given: an earlier process's, if there is one."""
-    kept = directory / "call.json"
-    call, request = _earlier(kept)
+    """Returns the value of `conduct` for the job, and its request, which is an earlier process's if there is one."""
+    call_file = directory / "call.json"
+    call, request = _existing_call(call_file)
     if call is None:
         request = _request(job, key, params)
         hub = _hub_environment() if request.from_hub else {}
-        call = _started(request, hub, kept, bar)
+        call = _start(request, hub, call_file, bar)
     else:
-        bar(Log(f"going on with the job that runs on Modal ({request.gpu})"))
+        bar(Log(f"reconnecting to the job that is running on Modal ({request.gpu})"))
     try:
         with closing(Shown(bar, tracked)) as shown:
             for entry in record(request):
@@ -71,29 +72,29 @@ def _result(
             shown.settle(record(request))
     except KeyboardInterrupt:
         _cancel(call, request, bar)
-        kept.unlink(missing_ok=True)
+        call_file.unlink(missing_ok=True)
         raise
     except UNREACHABLE as error:
         raise InputError(
-            f"modal: the connection is lost ({line(error)}); the job goes on there, and `dvc repro` finds it again"
+            f"modal: lost the connection ({line(error)}); the job keeps running, and `dvc repro` reconnects to it"
         ) from error
-    except refused.Error:
+    except exception.Error:
         _cancel(call, request, bar)
         raise
-    _stop()
+    _stop_app()
     if "files" in result:
         bar(Log(f"{result['gpu_seconds']:g} s of {result['gpu']} on Modal, about ${result['dollars']:.2f}"))
         return result, request
-    kept.unlink()
-    bar(Log(f"until here {result['gpu_seconds']:g} s of {result['gpu']} on Modal, about ${result['dollars']:.2f}"))
+    call_file.unlink()
+    bar(Log(f"so far {result['gpu_seconds']:g} s of {result['gpu']} on Modal, about ${result['dollars']:.2f}"))
     if "error" in result:
         raise InputError(result["error"])
     raise RuntimeError(f"the job failed on Modal:\n{result['traceback']}")
 
 
 def _request(job: "Job", key: str, params: ModalParams) -> Request:
-    """Uploads what the job reads, if it is not there, and says how to run it."""
-    shared = not job.DATA_PARALLEL  # an evaluation: containers share its batches, but it runs on one GPU
+    """Uploads the job's input files that the volume lacks, and returns the request that describes the job."""
+    shared = not job.DATA_PARALLEL  # an evaluation: containers share its batches; each uses one GPU
     gpu, price = gpus.gpu_of(job.model, params, several=not shared)
     folder = job.model.folder
     inputs = [*job.inputs, *([job.model.id] if folder else [])]
@@ -112,20 +113,20 @@ def _request(job: "Job", key: str, params: ModalParams) -> Request:
 
 
 def upload(path: Path) -> str:
-    """The folder of the volume that holds the file, or the visible files of the folder: by content, and once."""
+    """Uploads a file, or a folder's visible files, unless the volume has that content; returns its folder there."""
     if path.is_dir():
         digest = pins.folder_hash(path).removeprefix("sha256:")
         files = {f"content/{name}": path / name for name in pins.visible_files(path)}
     elif path.exists():
         digest, files = sha256(path), {"content": path}
     else:
-        raise InputError(f"{path}: no such file; `dvc repro` or `dvc pull` brings it")
+        raise InputError(f"{path}: no such file; `dvc repro` creates it, `dvc pull` downloads it")
     target = f"inputs/{digest}"
     try:
-        there = {Path(entry.path).name for entry in volume.listdir(target)}
-    except (refused.NotFoundError, FileNotFoundError):
-        there = set()
-    if "complete" not in there:
+        present = {Path(entry.path).name for entry in volume.listdir(target)}
+    except (exception.NotFoundError, FileNotFoundError):
+        present = set()
+    if "complete" not in present:
         with volume.batch_upload(force=True) as batch:
             for name, file in files.items():
                 batch.put_file(file, f"/{target}/{name}")
@@ -135,7 +136,7 @@ def upload(path: Path) -> str:
 
 
 def _hub_environment() -> dict[str, str]:
-    """What downloading from the Hub takes of this machine: its token and its address of the Hub, if it has any."""
+    """Environment variables for Hub downloads: this machine's token, and its Hub address unless it is the default."""
     from huggingface_hub import constants, get_token
 
     endpoint = {} if constants.ENDPOINT == "https://huggingface.co" else {"HF_ENDPOINT": constants.ENDPOINT}
@@ -143,9 +144,9 @@ def _hub_environment() -> dict[str, str]:
     return endpoint | ({"HF_TOKEN": token} if token else {})
 
 
-def _started(request: Request, environment: dict[str, str], kept: Path, bar: Callable) -> modal.FunctionCall:
-    """A call of `conduct` in an app that does not end with this process; its id is in `kept`."""
-    bar(Log(f"starting on Modal ({request.gpu}); the first time, its image is built, which takes some minutes"))
+def _start(request: Request, environment: dict[str, str], call_file: Path, bar: Callable) -> modal.FunctionCall:
+    """Starts a call of `conduct` in an app that outlives this process, and writes the call's id to `call_file`."""
+    bar(Log(f"starting on Modal ({request.gpu}); the first time, this builds the image, which takes a few minutes"))
     text = request.model_dump_json()
     call = None
     try:
@@ -154,48 +155,48 @@ def _started(request: Request, environment: dict[str, str], kept: Path, bar: Cal
             if environment:
                 function = conduct.with_options(secrets=[modal.Secret.from_dict(environment)])
             spawned = function.spawn(text)
-            write_atomically(kept, json.dumps({"call": spawned.object_id, "request": text}))
+            write_atomically(call_file, json.dumps({"call": spawned.object_id, "request": text}))
             call = spawned
     finally:
-        # Modal swallows a Ctrl-C inside that block.
+        # `app.run` swallows a Ctrl-C inside its block.
         if call is None and app.app_id is not None:
-            kept.unlink(missing_ok=True)
+            call_file.unlink(missing_ok=True)
             app.stop()
     if call is None:
         raise KeyboardInterrupt
     return modal.FunctionCall.from_id(call.object_id)
 
 
-def _earlier(kept: Path) -> tuple[modal.FunctionCall | None, Request | None]:
-    """The call that an earlier process has begun, if it is under way or has ended well, and what it was asked."""
-    if not kept.exists():
+def _existing_call(call_file: Path) -> tuple[modal.FunctionCall | None, Request | None]:
+    """An earlier process's call and its request, if the call is running or has succeeded; otherwise (None, None)."""
+    if not call_file.exists():
         return None, None
-    values = json.loads(kept.read_text(encoding="utf-8"))
+    values = json.loads(call_file.read_text(encoding="utf-8"))
     call = modal.FunctionCall.from_id(values["call"])
     try:
         call.get(timeout=0)
     except TimeoutError:
-        pass  # under way
-    except (refused.AuthError, refused.ConnectionError):
+        pass  # running
+    except (exception.AuthError, exception.ConnectionError):
         raise
     except Exception:
-        return None, None  # failed, was cancelled or is forgotten: what it has finished is on the volume
+        return None, None  # it failed, was cancelled or has expired; finished work is on the volume
     return call, Request.model_validate_json(values["request"])
 
 
 def _cancel(call: modal.FunctionCall, request: Request, bar: Callable) -> None:
-    """Ends everything that runs for the job, and says what it has cost."""
-    with suppress(refused.Error):
+    """Cancels everything that runs for the job, and reports what it has cost."""
+    with suppress(exception.Error):
         call.cancel(terminate_containers=True)
     calls = f"{request.folder()}/calls.json"
-    with suppress(refused.Error, FileNotFoundError):
-        for one in json.loads(read_file(calls)):
-            with suppress(refused.Error):
-                modal.FunctionCall.from_id(one).cancel(terminate_containers=True)
-        volume.remove_file(calls)  # the next run begins them anew
-    _stop()  # whatever it had begun and not yet noted
+    with suppress(exception.Error, FileNotFoundError):
+        for id_ in json.loads(read_file(calls)):
+            with suppress(exception.Error):
+                modal.FunctionCall.from_id(id_).cancel(terminate_containers=True)
+        volume.remove_file(calls)  # the next run starts new calls
+    _stop_app()  # also ends calls that were started but not yet recorded
     seconds = 0.0
-    with suppress(refused.Error, FileNotFoundError):
+    with suppress(exception.Error, FileNotFoundError):
         for entry in volume.listdir(str(request.folder()), recursive=True):
             if "/attempts/" in entry.path and entry.path.endswith(".json"):
                 note = json.loads(read_file(entry.path))
@@ -208,15 +209,15 @@ def _cancel(call: modal.FunctionCall, request: Request, bar: Callable) -> None:
     )
 
 
-def _stop() -> None:
-    """Ends this process's app, if it has started one."""
+def _stop_app() -> None:
+    """Stops the app, if this process started it."""
     if app.app_id is not None:
-        with suppress(refused.Error):
+        with suppress(exception.Error):
             app.stop()
 
 
 def _download(result: dict, directory: Path) -> None:
-    """Brings the results here, each file complete and with the hash that it had there, or not at all."""
+    """Downloads the results and checks the sha256 of every file. Raises InputError if a file arrives damaged twice."""
     for name, expected in result["files"].items():
         target = directory / name
         for _ in range(2):
@@ -230,4 +231,4 @@ def _download(result: dict, directory: Path) -> None:
         else:
             if sha256(target) != expected:
                 target.unlink()
-                raise InputError(f"modal: {name} came back damaged, twice; `dvc repro` fetches it again")
+                raise InputError(f"modal: {name} was damaged in transfer twice; `dvc repro` downloads it again")

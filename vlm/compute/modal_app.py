@@ -1,4 +1,4 @@
-"""The app on Modal: its image, its volume, and the two functions that run there."""
+"""The Modal app: its image, its volume and its two functions."""
 
 import os
 from pathlib import Path
@@ -10,19 +10,19 @@ from vlm.compute import conductor, worker
 from vlm.compute.modal_errors import UNREACHABLE, failure
 from vlm.compute.request import Request
 
-PYTHON = "3.11"  # the oldest that pyproject.toml allows
+PYTHON = "3.11"  # the oldest version that pyproject.toml allows
 _MOUNT, _DISK = Path("/volume"), Path("/work")
-_DAY = 24 * 3600  # seconds; the longest that Modal lets an attempt take
-_GRACE = 300  # seconds that Modal gives a job beyond its own limit
-_RETRIES = modal.Retries(initial_delay=0.0, max_retries=10)  # of preempted and crashed attempts
+_DAY = 24 * 3600  # seconds; Modal's maximum for an attempt
+_GRACE = 300  # seconds by which Modal's time limit exceeds the job's own
+_RETRIES = modal.Retries(initial_delay=0.0, max_retries=10)  # for preempted and crashed attempts
 
 app = modal.App("vlm-pipeline")
 volume = modal.Volume.from_name("vlm-pipeline", create_if_missing=True)
 image = (
     modal.Image.debian_slim(python_version=PYTHON)
     .uv_pip_install(requirements=[str(Path(vlm.__file__).parents[1] / "requirements.lock")])
-    # Only the cache is on the volume: hf_xet keeps a log file open in HF_HOME, and Modal refuses to reload a volume on
-    # which files are open.
+    # Only the cache is on the volume: hf_xet keeps a log file open in HF_HOME, and Modal cannot reload a volume
+    # with open files.
     .env({"HF_HUB_CACHE": str(_MOUNT / "huggingface" / "hub"), "HF_HOME": "/tmp/huggingface"})
     .add_local_python_source("vlm")
 )
@@ -32,23 +32,23 @@ image = (
     image=image, volumes={_MOUNT: volume}, timeout=_DAY, retries=_RETRIES, single_use_containers=True, gpu="L4"
 )
 def work(request: str, shard: int, since: float) -> dict:
-    """worker.work in a container of its own, with a GPU."""
-    asked = Request.model_validate_json(request)
+    """Runs worker.work in its own container with a GPU."""
+    parsed = Request.model_validate_json(request)
     volume.reload()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the weights are there; nothing else is to be asked for
+    os.environ["HF_HUB_OFFLINE"] = "1"  # `conduct` has downloaded the weights
 
     def send(entries: list[dict]) -> None:
         if entries:
-            events_of(asked.key).put_many(entries, block=False)
+            events_of(parsed.key).put_many(entries, block=False)
 
-    return worker.work(asked, shard, since, _MOUNT, _DISK, volume.commit, send)
+    return worker.work(parsed, shard, since, _MOUNT, _DISK, volume.commit, send)
 
 
 @app.function(image=image, volumes={_MOUNT: volume}, timeout=_DAY, retries=_RETRIES, single_use_containers=True)
 def conduct(request: str) -> dict:
-    """conductor.conduct, which outlives the machine that called it."""
-    asked = Request.model_validate_json(request)
-    gpu_work = work.with_options(**options(asked))
+    """Runs conductor.conduct, independently of the machine that called it."""
+    parsed = Request.model_validate_json(request)
+    gpu_work = work.with_options(**options(parsed))
 
     def spawn(shard: int, since: float) -> str:
         return gpu_work.spawn(request, shard, since).object_id
@@ -57,24 +57,24 @@ def conduct(request: str) -> dict:
         try:
             return modal.FunctionCall.from_id(call).get(timeout=seconds)
         except UNREACHABLE:
-            raise  # it is not the work that failed
+            raise  # not a failure of the work itself
         except Exception as error:
             if isinstance(error, TimeoutError) and seconds is not None:
                 raise
             return {"error": failure(error)}
 
-    return conductor.conduct(asked, _MOUNT, _DISK, volume.commit, volume.reload, spawn, wait)
+    return conductor.conduct(parsed, _MOUNT, _DISK, volume.commit, volume.reload, spawn, wait)
 
 
 def options(request: Request) -> dict:
-    """How Modal is to run the work. Its own limit of time is a second line: the work looks at the clock itself."""
+    """The options of `work`. Modal's time limit is only a fallback, because the work checks its own limits."""
     seconds = request.seconds
     if request.max_dollars is not None:
         seconds = min(seconds, request.max_dollars / request.dollars_per_second)
-    wanted = {"gpu": request.gpu, "timeout": min(_DAY, int(seconds) + _GRACE)}
-    return wanted | ({"region": request.region} if request.region else {})
+    chosen = {"gpu": request.gpu, "timeout": min(_DAY, int(seconds) + _GRACE)}
+    return chosen | ({"region": request.region} if request.region else {})
 
 
 def events_of(key: str) -> modal.Queue:
-    """The queue of a job's events. It has a name, because a second process could not find an ephemeral one."""
+    """The queue of a job's events. It is named because a second process could not find an ephemeral queue."""
     return modal.Queue.from_name(key, create_if_missing=True)

@@ -1,42 +1,44 @@
-"""Modal's errors in words that say what to do about them."""
+"""Turns Modal's errors into messages that say what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from modal import exception as refused
+from modal import exception
 
 from vlm.config.errors import InputError
 
-# The network, or Modal itself, is down: the job may well be running.
-UNREACHABLE = (refused.ConnectionError, refused.ServiceError, refused.InternalError, ConnectionError)
+# The network or Modal is down; the job may still be running.
+UNREACHABLE = (exception.ConnectionError, exception.ServiceError, exception.InternalError, ConnectionError)
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns Modal's errors into an InputError: one line that says what to do."""
+    """Raises InputError, with a message of one line, for Modal's errors in the block."""
     try:
         yield
-    except (refused.Error, ConnectionError) as error:
+    except (exception.Error, ConnectionError) as error:
         raise InputError(failure(error)) from error
 
 
 def failure(error: Exception) -> str:
-    """What went wrong at Modal, and the remedy, in a line."""
+    """One line that says what went wrong on Modal and how to fix it."""
     reason = line(error)
     remedies = {
-        refused.AuthError: "there is no valid token here: `modal setup` makes one; `compute: local` does without Modal",
-        (refused.ConnectionError, ConnectionError): f"cannot be reached ({reason}): check the network and try again",
-        refused.ImageBuildError: (
-            f"the image could not be built ({reason}): its log is on the app's page at modal.com; it is "
-            "made of requirements.lock, which `make lock` writes"
+        exception.AuthError: (
+            "no valid token on this machine: `modal setup` creates one; `compute: local` runs without Modal"
         ),
-        refused.FunctionTimeoutError: f"a container ran into its time limit ({reason}): a larger modal.timeout helps",
-        refused.PermissionDeniedError: f"refused it ({reason}): the token's account may not do this",
-        refused.ResourceExhaustedError: f"refused it ({reason}): a limit of the account is reached; see modal.com",
-        refused.VersionError: f"this client is too old ({reason}): `uv sync` or `pip install -U modal`",
-        refused.RemoteError: (
-            f"a container ended and could not be started again ({reason}); if its memory ran out, a smaller batch_size "
-            "or another modal.gpu helps; its log is on the app's page at modal.com"
+        (exception.ConnectionError, ConnectionError): f"cannot be reached ({reason}): check the network and try again",
+        exception.ImageBuildError: (
+            f"the image could not be built ({reason}): its log is on the app's page at modal.com; it is "
+            "built from requirements.lock, which `make lock` writes"
+        ),
+        exception.FunctionTimeoutError: f"a container reached its time limit ({reason}): increase modal.timeout",
+        exception.PermissionDeniedError: f"permission denied ({reason}): check the token's account",
+        exception.ResourceExhaustedError: f"an account limit was reached ({reason}): see modal.com",
+        exception.VersionError: f"the client is too old ({reason}): run `uv sync` or `pip install -U modal`",
+        exception.RemoteError: (
+            f"a container stopped and could not be restarted ({reason}); if it ran out of memory, try a smaller "
+            "batch_size or another modal.gpu; its log is on the app's page at modal.com"
         ),
     }
     for kind, remedy in remedies.items():
@@ -46,4 +48,5 @@ def failure(error: Exception) -> str:
 
 
 def line(error: Exception) -> str:
+    """The error's message in one line of at most 300 characters, or its class name if it has no message."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,6 +1,6 @@
-"""Runs one job in several processes of this machine, data parallel: one for every GPU.
+"""Runs one job in several data-parallel processes on this machine, one for each GPU.
 
-python -m vlm.compute.processes    is what `run` starts, by torchrun, in each of them.
+torchrun, which `run` starts, executes `python -m vlm.compute.processes` in each process.
 """
 
 import json
@@ -22,16 +22,17 @@ _EVENTS = {kind.__name__: kind for kind in (Progress, Scalars, Log)}
 
 
 def run(job: "Job", directory: Path, emit: Emit, count: int) -> None:
-    """`job.run(directory, emit)` in `count` processes, of which the first one speaks and writes.
+    """Runs `job.run(directory, emit)` in `count` processes, of which only the first emits events and writes files.
 
-    Raises InputError as the job does. They end with this process: the first one cannot speak to nobody.
+    Raises InputError if the job does, and RuntimeError, with all of stderr, if the processes fail otherwise. They end
+    when this process dies, because the first one can no longer write its events.
     """
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as complaints:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         file = Path(folder, "job.pickle")
         file.write_bytes(pickle.dumps(job))
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command = [sys.executable, "-m", *torchrun, "-m", "vlm.compute.processes", str(file), str(directory)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             try:
                 for line in process.stdout or ():
                     kind, values = json.loads(line)
@@ -41,24 +42,24 @@ def run(job: "Job", directory: Path, emit: Emit, count: int) -> None:
             finally:
                 process.terminate()
         if process.returncode:
-            complaints.seek(0)
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{complaints.read()}")
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()}")
 
 
 def main() -> None:
     file, directory = map(Path, sys.argv[1:])
     job = pickle.loads(file.read_bytes())
-    output, sys.stdout = sys.stdout, sys.stderr  # so that nothing else is taken for an event
+    output, sys.stdout = sys.stdout, sys.stderr  # so that no other output is taken for an event
 
-    def say(kind: str, values: dict | str) -> None:
-        # In one write: an input error is said by every process, and print() writes the line's end by itself.
+    def send(kind: str, values: dict | str) -> None:
+        # In one write: every process sends an InputError, and print() would write the newline separately.
         output.write(json.dumps([kind, values]) + "\n")
         output.flush()
 
     try:
-        job.run(directory, lambda event: say(type(event).__name__, asdict(event)))
+        job.run(directory, lambda event: send(type(event).__name__, asdict(event)))
     except InputError as error:
-        say("InputError", str(error))
+        send("InputError", str(error))
         sys.exit(1)
 
 

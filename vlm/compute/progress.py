@@ -1,4 +1,4 @@
-"""Draws a job's events for whoever watches: a bar on a terminal, a few lines elsewhere."""
+"""Shows a job's events to the user: a progress bar on a terminal, a few lines elsewhere."""
 
 import sys
 import threading
@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 from vlm.config.events import Log, Progress, Scalars
 
-# Without a terminal, a bar is a few lines.
+# Without a terminal, progress is printed in lines.
 _LINES = 4
-_BETWEEN_LINES = 20.0  # seconds at least, but for the last
-_SILENCE = 30.0  # seconds at most
+_LINE_INTERVAL = 20.0  # minimum seconds, except before the last line
+_SILENCE = 30.0  # maximum seconds without a line
 
 
 class ProgressBar:
-    """`with ProgressBar() as emit: job.run(directory, emit)`, on stderr. Another total or unit begins another bar."""
+    """`with ProgressBar() as emit: job.run(directory, emit)`, on stderr. A new total or unit starts a new bar."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -59,23 +59,23 @@ class ProgressBar:
 
 
 class _Lines:
-    """Prints a line at every quarter of a long job, at the end of every job, and after _SILENCE without one."""
+    """Prints a line at each quarter of a long job, at the end of any job, and after _SILENCE seconds without a line."""
 
     def __init__(self, first: Progress) -> None:
         self._first = first.done
         self._last = first
         self._started = self._printed = time.monotonic()
-        # A job that is complete when it begins, because an earlier run has done it all, gets its line, too.
+        # -1: a job that an earlier run has already completed also gets a line.
         self._quarter = first.done * _LINES // max(first.total, 1) if first.done < first.total else -1
         self._closed = threading.Event()
-        # A thread, because a batch of a large model on a CPU can take minutes.
+        # In a thread, because a single batch of a large model on a CPU can take minutes.
         threading.Thread(target=self._break_silence, daemon=True).start()
 
     def show(self, event: Progress) -> None:
         self._last = event
         quarter = event.done * _LINES // max(event.total, 1)
         finished = event.done >= event.total
-        if quarter != self._quarter and (finished or time.monotonic() - self._printed >= _BETWEEN_LINES):
+        if quarter != self._quarter and (finished or time.monotonic() - self._printed >= _LINE_INTERVAL):
             self._quarter = quarter
             self._print()
 

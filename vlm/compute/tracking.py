@@ -1,4 +1,4 @@
-"""Where a training's scalars go: DVCLive, and Weights & Biases if params.yaml names it."""
+"""Trackers for the scalars of a training: DVCLive, and Weights & Biases if params.yaml names it."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +12,10 @@ _KEY = "params.yaml: finetune.track_with"
 
 @contextmanager
 def tracker(names: Sequence[str], directory: str, run: str) -> Iterator[Callable[[Scalars], None]]:
-    """A consumer of scalars that hands them to every tracker in `names`; DVCLive writes into `directory`.
+    """Yields a function that passes scalars to every tracker in `names`; DVCLive writes to `directory`.
 
-    `run` is what Weights & Biases knows this training by: one that goes on after a crash goes on there, too.
-    Raises InputError for a tracker that is not installed or lets nobody in.
+    `run` is the run's id on Weights & Biases: a training that is resumed after a crash continues the same run there.
+    Raises InputError for a tracker that is not installed or refuses the credentials.
     """
     with ExitStack() as stack:
         consumers = [stack.enter_context(_TRACKERS[name](directory, run)) for name in names]
@@ -31,7 +31,7 @@ def tracker(names: Sequence[str], directory: str, run: str) -> Iterator[Callable
 def _dvclive(directory: str, run: str) -> Iterator[Callable[[Scalars], None]]:
     from dvclive import Live
 
-    # The stage owns dvc.yaml and the experiment; DVCLive only writes the points.
+    # dvc.yaml and the experiment are managed by the pipeline; DVCLive only writes the values.
     with Live(directory, dvcyaml=False, save_dvc_exp=False) as live:
 
         def log(event: Scalars) -> None:
@@ -53,7 +53,7 @@ def _wandb(directory: str, run: str) -> Iterator[Callable[[Scalars], None]]:
     try:
         tracked = wandb.init(project=project, id=run, resume="allow")
     except wandb.errors.UsageError as error:
-        raise InputError(f"{_KEY}: wandb: {str(error).splitlines()[0]}; `wandb login` first") from None
+        raise InputError(f"{_KEY}: wandb: {str(error).splitlines()[0]}; run `wandb login` first") from None
     with tracked:
         yield lambda event: tracked.log(event.values, step=event.step)
 

@@ -1,7 +1,7 @@
-"""What runs in a container with a GPU: a job, or its share of one, saved on a volume as it goes. Knows only paths.
+"""Runs a job, or one shard of it, in a container with a GPU and saves its work on a volume. Independent of Modal.
 
-On the volume: inputs/<hash>/ (what jobs read, by content), huggingface/ (weights), and jobs/<key>/<shards>/ with a
-folder for each shard's work, which a preempted or failed attempt leaves to the next one.
+The volume holds inputs/<hash>/ (input files of jobs, by content), huggingface/ (weights) and jobs/<key>/<shards>/ with
+one folder for each shard's work, from which the next attempt resumes after a preempted or failed one.
 """
 
 import os
@@ -20,9 +20,9 @@ from vlm.config.errors import InputError
 from vlm.config.events import Event
 from vlm.models import memory
 
-# A second attempt may get past these: a lost connection, a failing GPU. Everything else would fail again, at a GPU's
-# price.
-_PASSING = (ConnectionError, TimeoutError)
+# Errors that may not occur again, such as a lost connection. All others, except for CUDA errors (see `work`), would
+# recur and are not worth the price of a second attempt.
+_TRANSIENT = (ConnectionError, TimeoutError)
 
 
 def work(
@@ -34,16 +34,16 @@ def work(
     commit: Callable[[], None],
     send: Callable[[list[dict]], None],
 ) -> dict:
-    """Runs a job, or its share of one, going on with what an earlier attempt has saved on the volume.
+    """Runs a job, or one shard of it, resuming from what an earlier attempt saved on the volume.
 
-    `since`: the time at which this run of the job began; `disk`: a folder of the container's own, for the work;
-    `send` takes events, for whoever watches, and may fail.
-    Gives {"files": {path: sha256}} of the results, or what cannot pass a second time: {"error": a line for the user}
-    or {"traceback": of a bug}. Raises what a second try may pass.
+    `since`: when this run of the job began, in seconds since the epoch; `disk`: a folder on the container's own disk,
+    for the work; `send` sends events to the watching process and may fail.
+    Returns {"files": {path: sha256}} for the results or, for errors that would recur, {"error": one line for the user}
+    or {"traceback": traceback of a bug}. Raises errors that a second attempt may avoid.
     """
-    kept = volume / request.folder() / str(shard)
+    saved = volume / request.folder() / str(shard)
     directory = disk / "job"
-    mirror = Mirror(directory, kept)
+    mirror = Mirror(directory, saved)
     mirror.restore()
     attempt = Attempt(directory)
     record = EventLog(directory / "events.jsonl", shard, attempt.number, send)
@@ -56,7 +56,7 @@ def work(
     try:
         attempt.refuse_hopeless()
         lay_out(request.inputs, volume, disk)
-        save()  # so that the attempt counts, whatever comes
+        save()  # so that the attempt counts whatever happens
         limits = Limits(request, attempt, since)
 
         def emit(event: Event) -> None:
@@ -71,17 +71,17 @@ def work(
     except InputError as error:
         attempt.ended = True
         return {"error": str(error)}
-    except _PASSING:
+    except _TRANSIENT:
         raise
     except Exception as error:
         attempt.ended = True
         if isinstance(error, RuntimeError) and memory.is_out_of_memory(error):
-            return {"error": _too_small(request)}
+            return {"error": _too_little_memory(request)}
         if isinstance(error, RuntimeError) and "CUDA error" in str(error):
             raise
         return {"traceback": traceback.format_exc()}
     except BaseException:
-        attempt.ended = True  # an interruption, with time left to say so
+        attempt.ended = True  # an interruption that leaves time to record it
         raise
     finally:
         record.close()
@@ -95,7 +95,7 @@ def _run(request: Request, shard: int, directory: Path, emit: Callable[[Event], 
     elif request.gpus() > 1:
         from vlm.compute import processes
 
-        # The job has a working directory of its own, in which they would look for this package.
+        # The processes would look for vlm in their working directory, which `lay_out` has changed.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(vlm.__file__).parents[1]), *sys.path])
         processes.run(job, directory, emit, request.gpus())
     else:
@@ -103,9 +103,9 @@ def _run(request: Request, shard: int, directory: Path, emit: Callable[[Event], 
 
 
 def lay_out(inputs: dict[str, str], volume: Path, disk: Path) -> None:
-    """Copies a job's inputs to where the job looks for them, and makes their folder the working directory.
+    """Copies a job's inputs to the paths where the job expects them, below a folder that becomes the working directory.
 
-    They are copied because Modal refuses to reload a volume on which files are open.
+    They are copied because Modal cannot reload a volume that has open files.
     """
     (disk / "repository").mkdir(parents=True, exist_ok=True)
     os.chdir(disk / "repository")
@@ -120,8 +120,8 @@ def lay_out(inputs: dict[str, str], volume: Path, disk: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def _too_small(request: Request) -> str:
+def _too_little_memory(request: Request) -> str:
     return (
-        f"params.yaml: modal.gpu: the memory of {request.gpu} is too small for the model; a larger one does it, such "
-        "as A100-80GB (`-S modal.gpu=A100-80GB`)"
+        f"params.yaml: modal.gpu: {request.gpu} has too little memory for the model; choose a larger GPU, such as "
+        "A100-80GB (`-S modal.gpu=A100-80GB`)"
     )

@@ -1,4 +1,4 @@
-"""What a run is asked for, validated once: params.yaml, tasks, models, pins, the Hub; and how a run reports."""
+"""Validated configuration (params.yaml, tasks, models, pins), access to the Hub, and the errors and events of a run."""
 
 from vlm.config.models import ModelConfig, load_model
 from vlm.config.params import Params, load_params

@@ -1,42 +1,42 @@
-"""What a user can put right ends with one line and exit code 1; a traceback means a bug."""
+"""Errors that the user can fix are reported in one line with exit code 1; a traceback means a bug."""
 
 import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What libraries raise when a file cannot be written to its end: torch's message names no cause.
+# Messages of libraries that could not finish writing a file. torch's does not name the cause.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "os error 28")
 
 
 class InputError(Exception):
-    """Wrong input. The message is one line: which file, key and value, and what would be right."""
+    """An error that the user can fix. The message is one line: the file, key and value, and what is expected."""
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turns an InputError or a full disk into one line on stderr and exit code 1, Ctrl-C into one and exit code 130."""
+    """Reports an InputError or a full disk in one line on stderr with exit code 1, and Ctrl-C with exit code 130."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept, and the next run goes on from there", file=sys.stderr)
+        print("interrupted: finished work is kept, and the next run resumes from there", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not is_disk_full(error):
             raise
         place = getattr(error, "filename", None) or "unfinished work is in ~/.cache/vlm-pipeline, or XDG_CACHE_HOME"
-        print(f"error: the disk is full ({place}): make room, and the next run goes on from there", file=sys.stderr)
+        print(f"error: the disk is full ({place}): free some space; the next run resumes from there", file=sys.stderr)
         sys.exit(1)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether this, or an error that led to it, was raised because a disk or a quota is full."""
+    """Whether the error, or its cause or context, was raised because a disk or quota is full."""
     chain = [error, *filter(None, (error.__cause__, error.__context__))]
     return any(
-        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
-        or any(text in str(one) for text in _DISK_FULL)
-        for one in chain
+        (isinstance(item, OSError) and item.errno in (errno.ENOSPC, errno.EDQUOT))
+        or any(text in str(item) for text in _DISK_FULL)
+        for item in chain
     )

@@ -1,4 +1,4 @@
-"""What a running job tells whoever started it."""
+"""The events that a running job emits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Scalars:
 
 @dataclass(frozen=True)
 class Log:
-    """A line to read."""
+    """A message of one line for the user."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""The GPUs that Modal has, and what they cost: configs/gpus.yaml."""
+"""Modal's GPUs and their prices, from configs/gpus.yaml."""
 
 import re
 from pathlib import Path
@@ -16,9 +16,9 @@ FILE = Path("configs/gpus.yaml")
 
 
 def gpu_of(model: "ModelConfig", modal: "ModalParams", several: bool) -> tuple[str, float]:
-    """The GPU that a job gets, and its dollars per second; "H100:4" is one H100 for a job that cannot use `several`.
+    """The GPU for a job, and its price in dollars per second. Without `several`, "H100:4" is reduced to one H100.
 
-    Raises InputError for one that Modal does not have.
+    Raises InputError for an unknown GPU.
     """
     gpu = modal.gpu or model.gpu
     price = dollars_per_second(gpu, "params.yaml: modal.gpu" if modal.gpu else f"configs/models/{model.name}.yaml: gpu")
@@ -27,7 +27,7 @@ def gpu_of(model: "ModelConfig", modal: "ModalParams", several: bool) -> tuple[s
 
 
 def dollars_per_second(gpu: str, key: str) -> float:
-    """The price of "L4", or of all four GPUs of "H100:4". Raises InputError, naming `key`, for an unknown GPU."""
+    """The price of a GPU ("L4") or of several ("H100:4"). Raises InputError, naming `key`, for an unknown GPU."""
     prices = yaml.safe_load(FILE.read_text(encoding="utf-8"))["dollars_per_second"]
     name, _, count = gpu.partition(":")
     if name not in prices or not re.fullmatch("[1-8]?", count) or gpu.endswith(":"):

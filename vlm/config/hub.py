@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: a revision's commit, and a commit's files, from the network or the cache."""
+"""Access to the Hugging Face Hub: resolves revisions to commits, and gets files from the network or the cache."""
 
 import json
 import re
@@ -23,44 +23,43 @@ Kind = Literal["model", "dataset"]
 
 @dataclass(frozen=True)
 class Commit:
-    """What a revision stands for, and, unless it is a commit itself, since when here (UTC, to the minute)."""
+    """The commit of a revision, and when this machine resolved it (UTC, to the minute); None for a commit itself."""
 
     sha: str
     since: str | None
 
 
 def commit(repo: str, revision: str | None, kind: Kind, key: str) -> Commit:
-    """The commit that a revision stood for when this machine first asked, so that all stages and runs use the same.
+    """The commit that a revision pointed to when this machine first resolved it, so that all stages and runs agree.
 
-    It is kept in the user's cache directory until `resolve` asks again. `key` says in errors where the repository is
-    named ("configs/models/3B.yaml: id"). Raises InputError.
+    It is stored in the user's cache directory until `resolve` replaces it. `key` is the file and key that name the
+    repository, for error messages ("configs/models/3B.yaml: id"). Raises InputError.
     """
     if COMMIT.fullmatch(revision or ""):
         return Commit(revision, None)
-    with _Memory() as memory:  # also the lock: of two stages at once the second uses the first one's
+    with _Resolved() as known:  # also a lock: of two concurrent stages, the second uses the first one's commit
         name = _name(repo, revision, kind)
-        if name not in memory.commits:
-            memory.commits[name] = _ask(repo, revision, kind, key)
-        return Commit(memory.commits[name]["commit"], memory.commits[name]["since"])
+        if name not in known.commits:
+            known.commits[name] = _query(repo, revision, kind, key)
+        return Commit(known.commits[name]["commit"], known.commits[name]["since"])
 
 
 def resolve(repo: str, revision: str | None, kind: Kind, key: str) -> str:
-    """The commit that a branch, tag or commit (None: the default branch) stands for now, or when last seen if offline.
+    """The commit that a branch, tag or commit (None: the default branch) points to now, or in the cache if offline.
 
-    From now on `commit` gives it too. Raises InputError.
+    From then on, `commit` returns it too. Raises InputError.
     """
     if COMMIT.fullmatch(revision or ""):
-        return _ask(repo, revision, kind, key)["commit"]
-    with _Memory() as memory:
-        found = memory.commits[_name(repo, revision, kind)] = _ask(repo, revision, kind, key)
+        return _query(repo, revision, kind, key)["commit"]
+    with _Resolved() as known:
+        found = known.commits[_name(repo, revision, kind)] = _query(repo, revision, kind, key)
     return found["commit"]
 
 
 def download(repo: str, commit: str, patterns: list[str], kind: Kind, key: str) -> Path:
-    """The cached snapshot of a commit, complete as to the files that match `patterns`.
+    """Downloads the files of a commit that match `patterns`; returns the folder of the cached snapshot.
 
-    A file that is in the cache is not asked for again, and an interrupted download goes on where it was. Raises
-    InputError.
+    Files in the cache are not requested again, and an interrupted download is resumed. Raises InputError.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -68,57 +67,59 @@ def download(repo: str, commit: str, patterns: list[str], kind: Kind, key: str) 
     if not sys.stderr.isatty():
         disable_progress_bars()
     return Path(
-        _tried(
+        _with_retries(
             lambda: snapshot_download(repo, repo_type=kind, revision=commit, allow_patterns=patterns), repo, commit, key
         )
     )
 
 
 def files(repo: str, commit: str, kind: Kind, key: str) -> list[str]:
-    """The paths of a commit's files, sorted. Asks the Hub. Raises InputError."""
+    """The sorted paths of a commit's files. Needs the network. Raises InputError."""
     from huggingface_hub import HfApi
 
     def call() -> list[str]:
         return HfApi().list_repo_files(repo, repo_type=kind, revision=commit)
 
-    return sorted(_tried(call, repo, commit, key, pauses=()))  # the library tries this again itself
+    return sorted(_with_retries(call, repo, commit, key, pauses=()))  # the library itself retries this
 
 
 def read_part(repo: str, commit: str, path: str, kind: Kind, key: str, read: Callable[[Any], T]) -> T:
-    """What `read` makes of a file of the Hub, which travels only as far as it is read: in pieces of 64 KiB.
+    """Returns `read(file)` for a file on the Hub; downloads only the parts that are read, in blocks of 64 KiB.
 
-    `read` gets a file object that can seek, and may be called again after a broken connection. Raises InputError.
+    `read` gets a seekable file object, and may be called again after a broken connection. Raises InputError.
     """
     from huggingface_hub import HfFileSystem
 
     def call() -> T:
-        # Without the instances and listings that fsspec keeps: after an error they would still say what they said.
+        # Without fsspec's cached instances and listings, which would be stale after an error.
         system = HfFileSystem(skip_instance_cache=True)
         with system.open(f"{kind}s/{repo}@{commit}/{path}", "rb", block_size=2**16) as file:
             return read(file)
 
-    return _tried(call, repo, commit, key)
+    return _with_retries(call, repo, commit, key)
 
 
 def _name(repo: str, revision: str | None, kind: Kind) -> str:
     return f"{kind} {repo} {revision or 'default branch'}"
 
 
-def _ask(repo: str, revision: str | None, kind: Kind, key: str) -> dict[str, str]:
+def _query(repo: str, revision: str | None, kind: Kind, key: str) -> dict[str, str]:
     from huggingface_hub import HfApi
 
-    resolved = _tried(lambda: HfApi().resolve_revision(repo, repo_type=kind, revision=revision), repo, revision, key)
-    # `resolved` as a str is the name that was asked for.
+    resolved = _with_retries(
+        lambda: HfApi().resolve_revision(repo, repo_type=kind, revision=revision), repo, revision, key
+    )
+    # As a str, `resolved` is the requested revision; its attribute `resolved` is the commit.
     return {"commit": resolved.resolved, "since": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
 
 
-class _Memory:
-    """The commits of revisions, in a file that one process at a time reads and changes."""
+class _Resolved:
+    """The commits of revisions, in a file. A lock admits one process at a time."""
 
     def __init__(self) -> None:
         self._path = platformdirs.user_cache_path("vlm-pipeline") / "revisions.json"
 
-    def __enter__(self) -> "_Memory":
+    def __enter__(self) -> "_Resolved":
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(f"{self._path}.lock")
         self._lock.acquire()
@@ -137,10 +138,10 @@ class _Memory:
         self._lock.release()
 
 
-def _tried(
+def _with_retries(
     call: Callable[[], Any], repo: str, revision: str | None, key: str, pauses: Sequence[float] = _PAUSES
 ) -> Any:
-    """`call()`, again after a pause if the connection broke or the Hub stumbled, with one-line errors."""
+    """Returns `call()`, retrying after network and server errors. Raises InputError with the remedy."""
     from huggingface_hub import constants, errors
 
     what = f"{repo!r} at {revision}" if revision else f"{repo!r}"
@@ -149,17 +150,17 @@ def _tried(
         try:
             return call()
         except errors.HFValidationError:
-            raise InputError(f"{key}: {repo!r} should be like organisation/name") from None
+            raise InputError(f"{key}: {repo!r} should have the form organisation/name") from None
         except errors.GatedRepoError:
             raise InputError(
                 f"{key}: {repo!r} is gated: accept its terms on its Hub page, then `hf auth login` or set HF_TOKEN"
             ) from None
         except errors.RevisionNotFoundError:
-            raise InputError(f"{key}: {repo!r} has no revision {revision!r}; null stands for the newest") from None
+            raise InputError(f"{key}: {repo!r} has no revision {revision!r}; null means the newest") from None
         except errors.RepositoryNotFoundError:
             raise InputError(
-                f"{key}: {repo!r} is not on the Hub, or is private: check the name; `hf auth login` or HF_TOKEN opens "
-                "private ones"
+                f"{key}: {repo!r} is not on the Hub, or is private: check the name; `hf auth login` or HF_TOKEN "
+                "gives access to private ones"
             ) from None
         except (
             errors.HTTPError,

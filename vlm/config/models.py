@@ -1,4 +1,4 @@
-"""configs/models/<name>.yaml: which model it is, and what is special about it."""
+"""configs/models/<name>.yaml: a model's id and revision, where it runs, and how it is loaded and trained."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from vlm.config.yaml_files import Frozen, named_file, validate
 
 
-def _compiles(pattern: str) -> str:
+def _valid_pattern(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
@@ -17,20 +17,20 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-Pattern = Annotated[str, AfterValidator(_compiles)]
+Pattern = Annotated[str, AfterValidator(_valid_pattern)]
 
 
 class ModelOptions(Frozen):
     """The block `options` of a model's file: how the model is loaded and trained. Every key is optional.
 
-    It is a block because DVC stops when a key that it tracks is missing: it tracks the whole block. Keys outside the
-    block do not change any result.
+    These keys form a block because DVC fails if a key that it tracks is missing; it tracks the block as a whole. Keys
+    outside the block, except for id and revision, do not change any result.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     learning_rate: float = Field(default=0.0002, gt=0)
-    # LoRA's presets: a pattern over module names for each part. A part without one is derived from the module tree.
+    # LoRA presets: for each part, a pattern that module names match. Without one, the module tree determines the part.
     lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
 
 
@@ -38,8 +38,8 @@ class _Model(Frozen):
     """The keys outside `options`."""
 
     name: str
-    id: str = Field(min_length=1)  # Hub id, or a folder
-    revision: str | None = None  # Hub commit, or sha256:... of a folder; written by `python -m vlm pin`
+    id: str = Field(min_length=1)  # Hub id or folder
+    revision: str | None = None  # Hub revision, or sha256:... of a folder; written by `python -m vlm pin`
     runs_on_cpu: bool = False
     gpu: str = "L4"  # on Modal, unless params.yaml's modal.gpu says otherwise; one of configs/gpus.yaml
 
@@ -49,17 +49,17 @@ class _ModelFile(_Model):
 
 
 class ModelConfig(_Model, ModelOptions):
-    """A model's file, with the keys of its block `options` beside the others."""
+    """The contents of a model's file, with the keys of its block `options` at the top level."""
 
     @property
     def folder(self) -> Path | None:
-        """The model's folder if it is one on this machine; None if it is a repository of the Hub."""
+        """The model's folder if `id` is one on this machine; None for a repository on the Hub."""
         return Path(self.id) if Path(self.id).is_dir() else None
 
 
 def load_model(name: str) -> ModelConfig:
     """Reads configs/models/<name>.yaml. Raises InputError."""
     values, path = named_file(name, "models")
-    values.setdefault("options", {})  # DVC wants the block, other commands can do without it
+    values.setdefault("options", {})  # the stages need the block because of DVC; other commands do not
     file = validate(_ModelFile, values | {"options": values["options"] or {}}, path)
     return ModelConfig(**file.model_dump(exclude={"options"}), **file.options.model_dump())

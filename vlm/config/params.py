@@ -1,4 +1,4 @@
-"""params.yaml, together with the files of the chosen task and model, as one validated, frozen object."""
+"""params.yaml and the files of the chosen task and model, as one validated, frozen object."""
 
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class LoraParams(Frozen):
 
 
 class LearningRateScale(Frozen):
-    """Factors of the learning rate, by part of the model; 0 freezes a part's adapter."""
+    """A factor on the learning rate for each part of the model; 0 freezes the part's adapter."""
 
     language: float = Field(ge=0)
     projector: float = Field(ge=0)
@@ -97,12 +97,12 @@ class Params(Frozen):
 
 
 def load_params(path: str = "params.yaml") -> Params:
-    """Reads params.yaml and the two files that it names. Raises InputError for the first thing that is wrong."""
+    """Reads params.yaml and the two files that it names. Raises InputError for the first error."""
     values = read_mapping(path)
     values["model"] = load_model(_name(values, "model", path))
     values["task"] = load_task(_name(values, "task", path))
     params = validate(Params, values, path)
-    gpus.gpu_of(params.model, params.modal, several=True)  # also where nothing runs on Modal: a typing error is one
+    gpus.gpu_of(params.model, params.modal, several=True)  # reports a typo in modal.gpu even if nothing runs on Modal
     finetune = params.finetune
     if finetune.micro_batch and finetune.batch_size % finetune.micro_batch:
         raise InputError(
@@ -110,7 +110,7 @@ def load_params(path: str = "params.yaml") -> Params:
             f"{finetune.batch_size}"
         )
     if not any(finetune.lr_scale.model_dump().values()):
-        raise InputError(f"{path}: finetune.lr_scale: 0 for every part trains nothing; give one a factor above 0")
+        raise InputError(f"{path}: finetune.lr_scale: 0 for every part trains nothing; set at least one above 0")
     return params
 
 

@@ -1,4 +1,4 @@
-"""What inputs are pinned to: compares folders with their pins, and finds the commit that a revision stands for."""
+"""Pinned inputs: compares folders with their pinned hashes, and resolves revisions to commits."""
 
 import hashlib
 import os
@@ -17,25 +17,25 @@ _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def resolved(params: Params) -> Params:
-    """The parameters with the model's commit for its revision: what a job is made of. Raises InputError."""
+    """The parameters with the model's revision resolved to a commit, as jobs need them. Raises InputError."""
     return params.model_copy(update={"model": resolved_model(params.model)})
 
 
 def resolved_model(model: ModelConfig) -> ModelConfig:
-    """The model with the commit that its revision stands for; warns, once, where it is not pinned. Raises InputError.
+    """The model with its revision resolved to a commit; warns once if it is not pinned. Raises InputError.
 
-    A folder is as it is; `verify_model` compares it with its pin.
+    A model that is a folder is returned unchanged; `verify_model` compares it with its pin.
     """
     file = file_of("models", model.name)
     if model.folder is not None:
         return model
     if _HASH.fullmatch(model.revision or ""):
         raise InputError(
-            f"{file}: id: {model.id!r} is no folder here, and revision is a folder's hash; "
-            "`git checkout` or `dvc pull` brings the folder back"
+            f"{file}: id: {model.id!r} is not a folder here, but revision is the hash of a folder; "
+            "`git checkout` or `dvc pull` restores it"
         )
     if model.id.startswith((".", "/", "~")) or model.id.split("/")[0] == "models":
-        raise InputError(f"{file}: id: there is no folder {model.id!r}; put the model there, or give an id of the Hub")
+        raise InputError(f"{file}: id: there is no folder {model.id!r}; put the model there, or give a Hub id")
     found = hub.commit(model.id, model.revision, "model", f"{file}: id")
     if found.since is not None:
         _warn_moving(file, "revision", model.revision, found)
@@ -43,15 +43,15 @@ def resolved_model(model: ModelConfig) -> ModelConfig:
 
 
 def verify_model(model: ModelConfig) -> None:
-    """Compares a model's folder with its pin; warns, once, where there is none. Raises InputError for a change."""
+    """Compares a model's folder with its pin; warns once if there is none. Raises InputError if it has changed."""
     if model.folder is not None:
         _verify_folder(model.folder, model.revision, file_of("models", model.name), "revision")
 
 
 def verify_source(task: Task) -> str | None:
-    """The commit of a task's data set; None for a folder, which is compared with its pin.
+    """The commit of a task's data set on the Hub; None for badges, and for a folder, which is compared with its pin.
 
-    Warns, once, where there is no pin. Raises InputError for a folder that has changed.
+    Warns once if the source is not pinned. Raises InputError if a folder has changed.
     """
     file, source = file_of("tasks", task.name), task.source
     if source.folder is not None:
@@ -65,7 +65,7 @@ def verify_source(task: Task) -> str | None:
 
 
 def folder_hash(folder: Path) -> str:
-    """`sha256:` and the hash of the names and contents of a folder's visible files, the same on every machine."""
+    """`sha256:` and a hash of the names and contents of a folder's visible files, the same on every machine."""
     digest = hashlib.sha256()
     for name in visible_files(folder):
         with (folder / name).open("rb") as file:
@@ -74,7 +74,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def visible_files(folder: Path) -> list[str]:
-    """The files in a folder and its subfolders, sorted, relative to it with `/`; none that is hidden (`.name`)."""
+    """The sorted paths, relative and with `/`, of a folder's files and those of its subfolders, without hidden ones."""
     names = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -94,15 +94,15 @@ def _verify_folder(folder: Path, pinned: str | None, file: Path, key: str) -> No
     if found != pinned:
         raise InputError(
             f"{file}: {key}: {folder} has changed: expected {pinned}, found {found}; "
-            f"run `{command_of(file)}` if the change is meant"
+            f"run `{command_of(file)}` if the change is intended"
         )
 
 
 @cache
 def _warn_moving(file: Path, key: str, revision: str | None, found: hub.Commit) -> None:
     print(
-        f"warning: {file}: {key}: not pinned; all stages here use {found.sha}, which {revision or 'its newest commit'} "
-        f"was on {found.since}; `{command_of(file)}` pins the one of today",
+        f"warning: {file}: {key}: not pinned; all stages on this machine use {found.sha}, which was "
+        f"{revision or 'the newest commit'} on {found.since}; `{command_of(file)}` pins today's commit",
         file=sys.stderr,
     )
 
@@ -110,10 +110,11 @@ def _warn_moving(file: Path, key: str, revision: str | None, found: hub.Commit) 
 @cache
 def _warn_unpinned(file: Path, key: str) -> None:
     print(
-        f"warning: {file}: {key}: not pinned, so results may change with what it names; `{command_of(file)}` pins it",
+        f"warning: {file}: {key}: not pinned, so results may change with its contents; `{command_of(file)}` pins it",
         file=sys.stderr,
     )
 
 
 def command_of(file: Path) -> str:
+    """The command that pins what the file names."""
     return f"python -m vlm pin --{file.parent.name.removesuffix('s')} {file.stem}"

@@ -1,4 +1,4 @@
-"""A classification task: the one place that knows its labels, its prompt and the form of an answer."""
+"""A classification task: the only module that knows its labels, its prompt and the form of an answer."""
 
 import json
 import re
@@ -13,17 +13,17 @@ from vlm.config.yaml_files import Frozen, named_file, validate
 
 
 class Badges(Frozen):
-    """Badges rendered here (vlm/badges.py): `icons` maps each label to an icon."""
+    """Synthetic badges, rendered by vlm/sources/badges.py. `icons` maps each label to an icon."""
 
     severity: float = Field(ge=0, le=1)
     icons: dict[str, str]
 
 
 class Expected(Frozen):
-    """Rows of a data set's splits, null = not checked, and the `revision` at which they were counted.
+    """The number of rows of a data set's splits (null: not checked), and the `revision` at which they were counted.
 
-    They are checked where that is the source's revision: what has changed without its revision is no longer the data
-    set that the file speaks of. `python -m vlm pin` writes them with the revision.
+    They are checked only if the source has the same revision: a different count then means that the data set has
+    changed although its revision has not. `python -m vlm pin` writes them with the revision.
     """
 
     revision: str | None = None
@@ -32,25 +32,25 @@ class Expected(Frozen):
 
 
 class Source(Frozen):
-    """Where pictures come from: exactly one of badges, hub and folder."""
+    """The source of the pictures: exactly one of badges, hub and folder."""
 
     badges: Badges | None = None
-    # A data set of the Hugging Face Hub: its id, the commit, and the names of its splits. Without a test split, and
-    # always for validation, rows are held out of train.
+    # A data set on the Hugging Face Hub: its id, its commit and the names of its splits. Rows for validation, and for
+    # test if there is no test split, are held out of train.
     hub: str | None = None
     revision: str | None = None
     train: str = "train"
     test: str | None = None
     expect: Expected | None = None
-    # A folder of your own: folder/LABEL/*.jpg, or a metadata file (CSV or JSONL, relative to the folder) that names
-    # a picture and its label in the columns of `columns`. `sha256` is written by `python -m vlm pin`.
+    # A folder of pictures: folder/LABEL/*.jpg, or a metadata file (CSV or JSONL, relative to the folder) that lists
+    # pictures and their labels, in the columns that `columns` names. `python -m vlm pin` writes `sha256`.
     folder: str | None = None
     metadata: str | None = None
     sha256: str | None = None
 
     @property
     def folder_path(self) -> Path:
-        """Where `folder` is: relative to the repository, of which `dvc exp run --temp` and `--queue` run a copy."""
+        """The path of `folder`, relative to the repository even if DVC runs in a copy of it (`dvc exp run --temp`)."""
         assert self.folder is not None
         return _in_repository(self.folder)
 
@@ -62,15 +62,15 @@ class Source(Frozen):
         own = {"hub": {"revision", "train", "test", "expect"}, "folder": {"metadata", "sha256"}}.get(kinds[0], set())
         stray = [key for key in sorted(self.model_fields_set - own - {kinds[0]}) if getattr(self, key) is not None]
         if stray:
-            raise ValueError(f"{stray[0]} does nothing beside {kinds[0]}; remove it")
+            raise ValueError(f"{stray[0]} has no effect with {kinds[0]}; remove it")
         if self.hub is not None and self.test == self.train:
-            raise ValueError(f"test: {self.test!r} is train too; null holds test out of train")
+            raise ValueError(f"test: {self.test!r} is also the train split; null holds test out of train")
         return self
 
 
 class Columns(Frozen):
     image: str = "image"
-    label: str | list[str] = "label"  # of several columns the values are joined by spaces
+    label: str | list[str] = "label"  # the values of several columns are joined by spaces
 
     @property
     def labels(self) -> list[str]:
@@ -78,12 +78,12 @@ class Columns(Frozen):
 
 
 class Prompt(Frozen):
-    """`{labels}` in either text stands for the labels, one on each line."""
+    """The texts of the prompt. `{labels}` in either of them is replaced by the labels, one per line."""
 
     system: str | None = None
     user: str
-    # Where the picture stands in the question. With `last`, all before it is the same for every picture, and structured
-    # evaluation runs it once.
+    # Position of the picture in the question. With `last`, everything before it is the same for all pictures, so that
+    # structured evaluation computes it only once.
     image: Literal["first", "last"] = "first"
 
     @field_validator("system", "user")
@@ -91,35 +91,35 @@ class Prompt(Frozen):
     def _known_placeholders(cls, text: str | None) -> str | None:
         for found in re.findall(r"\{\s*(\w+)\s*\}", text or ""):
             if found != "labels" and found.casefold().rstrip("s") == "label":
-                raise ValueError(f"{{{found}}} is no placeholder; the list of labels is {{labels}}")
+                raise ValueError(f"{{{found}}} is not a placeholder; use {{labels}} for the list of labels")
         return text
 
 
 class Task(Frozen):
-    """What is asked about a picture, and what the answers are.
+    """The question about a picture, and the possible answers.
 
-    Everything that needs a prompt or an answer (training targets, constrained decoding, parsing) takes it from here.
+    All code that needs a prompt or an answer (training targets, constrained decoding, parsing) gets it from here.
     """
 
     name: str
     source: Source
     columns: Columns = Columns()
-    # What the data calls a class -> its label here; without it the data's own names (or numbers) are the labels.
+    # Class name in the data -> label. Without it, the names (or numbers) in the data are the labels.
     classes: dict[str, str] | None = None
-    # Pictures of a class that is no label here: an error, or left out of the splits and listed.
+    # Pictures of a class that is not a label: raise an error, or leave them out of the splits and list them.
     other_classes: Literal["error", "leave_out"] = "error"
     labels: tuple[str, ...] = Field(min_length=1, strict=False)
     aliases: dict[str, list[str]] = Field(default={})
     prompt: Prompt
-    flip: bool = False  # whether a mirrored picture is still of its label: not where there is writing
-    # How the model is to give a label: {"pred_class": "LABEL"}, or the bare LABEL, which is fewer tokens.
+    flip: bool = False  # whether a mirrored picture keeps its label; not if it shows text
+    # Form of the model's answer: {"pred_class": "LABEL"}, or the bare LABEL, which has fewer tokens.
     answer_form: Literal["json", "label"] = Field(default="json", alias="answer")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Task":
-        twice = [label for label, count in Counter(self.labels).items() if count > 1]
-        if twice:
-            raise ValueError(f"labels: {twice[0]!r} stands there twice; every label may stand there once")
+        duplicates = [label for label, count in Counter(self.labels).items() if count > 1]
+        if duplicates:
+            raise ValueError(f"labels: {duplicates[0]!r} is listed twice; list every label once")
         untidy = [label for label in self.labels if label != label.strip() or not label]
         if untidy:
             raise ValueError(f"labels: {untidy[0]!r} is empty or has white space around it; strip it")
@@ -152,21 +152,21 @@ class Task(Frozen):
         return self.source.badges.icons if self.source.badges else None
 
     def doubts(self) -> list[str]:
-        """One line for each thing in the task's file that is allowed and probably not meant."""
-        file, found = f"configs/tasks/{self.name}.yaml", []
+        """Warnings, one line each, about settings in the task's file that are allowed but probably not intended."""
+        file, doubts = f"configs/tasks/{self.name}.yaml", []
         if "{labels}" not in f"{self.prompt.system or ''}{self.prompt.user}":
-            found.append(f"{file}: prompt: does not list the labels, so the model has to guess them; {{labels}} does")
+            doubts.append(f"{file}: prompt: does not list the labels, so the model has to guess them; add {{labels}}")
         folded: dict[str, str] = {}
         for label in self.labels:
             other = folded.setdefault(label.casefold(), label)
             if other != label:
-                found.append(f"{file}: labels: {other!r} and {label!r} differ only in case")
-        return found
+                doubts.append(f"{file}: labels: {other!r} and {label!r} differ only in case")
+        return doubts
 
     def conversation(self, image: Any = None) -> list[dict]:
-        """The chat up to the model's turn: system prompt (plain text, as every template takes it), picture, question.
+        """The chat before the model's turn: system prompt (plain text, for all templates), picture, question.
 
-        `image` may be None: chat templates only need to know that a picture stands there.
+        `image` may be None, because chat templates only need to know where the picture is.
         """
         labels = "\n".join(self.labels)
         picture = {"type": "image"} if image is None else {"type": "image", "image": image}
@@ -178,13 +178,13 @@ class Task(Frozen):
         return messages
 
     def answer(self, label: str) -> str:
-        """The text of the model's turn that gives `label`."""
+        """The text with which the model answers `label`."""
         if self.answer_form == "label":
             return label
         return json.dumps({"pred_class": label}, ensure_ascii=False)
 
     def parse(self, text: str) -> str | None:
-        """The label that a text is, bar white space, quotes and a full stop, or whose answer JSON it is; else None."""
+        """The label if the text is one (ignoring white space, quotes, a full stop) or a JSON answer; otherwise None."""
         bare = text.strip().strip("\"'").removesuffix(".").strip().strip("\"'")
         for candidate in (text.strip(), bare):  # a label may itself end with a full stop
             if candidate in self._label_set:
@@ -196,9 +196,9 @@ class Task(Frozen):
         return label if isinstance(label, str) and label in self._label_set else None
 
     def parse_leniently(self, text: str) -> str | None:
-        """The one label that a text mentions, by name or alias, as words, whatever case and punctuation; else None.
+        """The label if the text mentions exactly one, by name or alias, ignoring case and punctuation; otherwise None.
 
-        A name inside a longer one that is mentioned ("Land" in "Land Rover") does not count beside it.
+        Only whole words count. A name that is part of a longer mentioned name ("Land" in "Land Rover") does not count.
         """
         text = f" {_plain(text)} "
         found: set[str] = set()
@@ -214,7 +214,7 @@ class Task(Frozen):
 
     @cached_property
     def _names(self) -> list[tuple[str, set[str]]]:
-        names: dict[str, set[str]] = {}  # labels that differ only in punctuation ("C" and "C++") share a plain name
+        names: dict[str, set[str]] = {}  # labels that differ only in punctuation ("C", "C++") share a plain name
         for label in self.labels:
             for name in (label, *self.aliases.get(label, [])):
                 names.setdefault(_plain(name), set()).add(label)
@@ -228,10 +228,10 @@ def load_task(name: str) -> Task:
 
 
 def _in_repository(folder: str) -> Path:
-    """The path of `folder`. If it does not exist and we run in DVC's copy of a repository, looks in the repository.
+    """The path of `folder`; if it does not exist and this is DVC's copy of a repository, its path from the original.
 
-    `dvc exp run --temp` and `--queue` run in a copy under REPOSITORY/.dvc/tmp/exps that has only what is in git, so a
-    folder that git ignores is missing there, and `../flowers` points to another place.
+    `dvc exp run --temp` and `--queue` run in a copy under REPOSITORY/.dvc/tmp/exps that contains only the files in git:
+    folders that git ignores are missing there, and `../flowers` is a different path.
     """
     path = Path(folder)
     if path.exists():

@@ -1,4 +1,4 @@
-"""Reading the YAML files that people edit, and saying in one line what is wrong in them."""
+"""Reads the YAML files that people edit, and describes errors in them in one line."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from vlm.config.errors import InputError
 
 
 class Frozen(BaseModel):
-    """Configuration read from YAML: immutable, and a key that nothing reads is an error."""
+    """Configuration read from YAML: immutable and strictly typed; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=Frozen)
 
-# pydantic describes these errors in Python's terms; these are YAML's.
+# pydantic describes these errors in terms of Python; these texts describe them in terms of YAML.
 _EXPECTED = {
     "model_type": "should be a mapping of keys to values",
     "dict_type": "should be a mapping of keys to values",
@@ -35,7 +35,7 @@ _EXPECTED = {
 
 
 def read_yaml(path: str | Path) -> Any:
-    """YAML 1.2, read as DVC reads it (`no` is a string, 5e-4 a number). Raises InputError."""
+    """Reads YAML 1.2 as DVC does (`no` is a string, 5e-4 is a number). Raises InputError."""
     try:
         return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -49,7 +49,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping. Raises InputError."""
+    """Reads a YAML file whose top level is a mapping. Raises InputError."""
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: should be a mapping of keys to values")
@@ -57,27 +57,27 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def named_file(name: str, kind: str) -> tuple[dict[str, Any], str]:
-    """The values of configs/<kind>/<name>.yaml with its name added as `name`, and its path. Raises InputError."""
+    """The values of configs/<kind>/<name>.yaml, with `name` added, and the file's path. Raises InputError."""
     path = Path("configs", kind, f"{name}.yaml")
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise InputError(f"params.yaml: {kind[:-1]}: {name!r} has no file {path}; there are {known}")
+        raise InputError(f"params.yaml: {kind[:-1]}: {name!r} has no file {path}; the available names are {known}")
     values = read_mapping(path)
     if "name" in values:
-        raise InputError(f"{path}: name: there is no such key; the file's own name is the name")
+        raise InputError(f"{path}: name: there is no such key; the name is taken from the file name")
     return {**values, "name": name}, str(path)
 
 
 def validate(kind: type[T], values: dict[str, Any], path: str) -> T:
-    """`values`, read from `path`, as a `kind`. Raises InputError for the first thing that is wrong."""
+    """Validates `values`, read from `path`, as a `kind`. Raises InputError for the first error."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first(error, kind)}") from None
+        raise InputError(f"{path}: {_describe_first(error, kind)}") from None
 
 
-def _first(error: ValidationError, kind: type[Frozen]) -> str:
-    """The first error that pydantic found, as `key: value, what would be right`."""
+def _describe_first(error: ValidationError, kind: type[Frozen]) -> str:
+    """Describes the first error that pydantic found: the key, the value and what is expected."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "missing":

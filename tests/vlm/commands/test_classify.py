@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def photos(tmp_path, task):
-    """Three badges, the last of them in a folder below, and a file that is no picture."""
+    """Three badges, the last one in a subfolder, and files that are not pictures."""
     icons = task.source.badges.icons
     rendered = badges.render_split(list(icons.values()), 3, 1, 0, 0.1, workers=1)
     names = ["a.jpg", "b.jpg", "below/c.jpg"]
@@ -25,12 +25,12 @@ def photos(tmp_path, task):
     for name, (_, jpeg) in zip(names, rendered, strict=True):
         (tmp_path / "photos" / name).write_bytes(jpeg)
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
-    (tmp_path / "photos" / "notes.txt").write_text("not asked about")
+    (tmp_path / "photos" / "notes.txt").write_text("not a picture")
     (tmp_path / "photos" / "._a.jpg").write_text("hidden, as macOS leaves them on other disks")
     return tmp_path / "photos"
 
 
-def test_every_file_has_all_labels_the_most_probable_first(photos, at_root):
+def test_every_file_gets_all_labels_most_probable_first(photos, at_root):
     params = load_params()
     files = classify.find([photos])
     assert [file.name for file in files] == ["a.jpg", "b.jpg", "c.jpg", "broken.jpg"]
@@ -59,7 +59,7 @@ def test_batches_that_do_not_fit_in_memory_are_split(photos, at_root, no_memory_
         list(classify.classify(files, params))
 
 
-def test_turned_and_animated_pictures_are_read_as_prepare_reads_them(tmp_path, at_root):
+def test_pictures_are_turned_upright_according_to_their_exif(tmp_path, at_root):
     picture = Image.effect_noise((80, 128), 80).convert("RGB")
     picture.save(tmp_path / "plain.png")
     picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif(6))
@@ -97,7 +97,7 @@ def test_the_command_reports_unreadable_files_and_continues(photos):
     assert done.stderr == ""
 
 
-def test_no_picture_in_a_folder_is_skipped_in_silence(tmp_path, monkeypatch, at_root):
+def test_every_unreadable_picture_in_a_folder_is_reported(tmp_path, monkeypatch, at_root):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     names = {
@@ -120,7 +120,7 @@ def test_no_picture_in_a_folder_is_skipped_in_silence(tmp_path, monkeypatch, at_
     }
 
 
-def test_wrong_arguments_are_one_line(tmp_path):
+def test_wrong_arguments_are_reported_in_one_line(tmp_path):
     with pytest.raises(InputError, match="has no pictures in it"):
         classify.find([tmp_path])
     done = run("x.jpg", "--adapter", tmp_path)

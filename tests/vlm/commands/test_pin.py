@@ -18,7 +18,7 @@ MODEL = """\
 # A model.
 id: models/small   # a folder
 
-revision: null     # written by vlm.pin
+revision: null     # written by vlm pin
 options: {dtype: float32}
 """
 TASK = """\
@@ -48,7 +48,7 @@ def work(tmp_path, monkeypatch):
 
 
 def remember(*revisions: tuple[str, str, str | None]) -> None:
-    """As if the Hub had been asked for them at noon."""
+    """Stores revisions as if the Hub had resolved them at noon."""
     commits = {
         hub._name(repo, revision, kind): {"commit": COMMIT, "since": "2026-11-23 12:00 UTC"}
         for kind, repo, revision in revisions
@@ -80,8 +80,8 @@ def test_the_hash_changes_with_names_and_contents():
     assert len(hashes) == 4
 
 
-def test_the_hash_is_the_same_everywhere():
-    """Sorted names and contents, hidden files aside: what is hashed is written down here once more."""
+def test_the_hash_is_independent_of_the_machine():
+    """Computes the expected hash independently: sorted names and contents, without hidden files."""
     import hashlib
 
     Path("models/small/sub").mkdir()
@@ -106,7 +106,7 @@ def test_pinning_a_folder_changes_one_value_and_nothing_else():
 
     assert pin.pin_task("pets") == f"configs/tasks/pets.yaml: source.sha256: {pins.folder_hash(Path('pets'))}"
     assert Path("configs/tasks/pets.yaml").read_text() == TASK.replace("null", pins.folder_hash(Path("pets")))
-    assert not list(Path("configs").rglob(".*")), "no temporary file stays"
+    assert not list(Path("configs").rglob(".*")), "temporary files are removed"
 
 
 def test_pinning_again_changes_nothing_unless_the_folder_has_changed():
@@ -131,7 +131,7 @@ def test_pinning_again_changes_nothing_unless_the_folder_has_changed():
         ("id: x\r\nrevision: null\r\n", ["revision"]),
     ],
 )
-def test_the_value_is_put_where_it_belongs(text, path):
+def test_the_value_is_written_at_its_path(text, path):
     expected, values = YAML(typ="safe").load(text), YAML(typ="safe").load(pin._set(text, path, COMMIT))
     (expected if len(path) == 1 else expected["source"])["revision"] = COMMIT
     assert values == expected
@@ -140,20 +140,20 @@ def test_the_value_is_put_where_it_belongs(text, path):
 
 
 @pytest.mark.parametrize("commit", ["1" * 40, "12" + "3" * 35 + "e45"])
-def test_a_commit_that_looks_like_a_number_stays_a_string(commit):
+def test_a_commit_that_looks_like_a_number_is_quoted(commit):
     assert YAML(typ="safe").load(pin._set("revision: null\n", ["revision"], pin._quoted(commit))) == {
         "revision": commit
     }
 
 
-def test_a_hub_revision_becomes_its_commit(monkeypatch):
-    asked = []
-    monkeypatch.setattr(pin.hub, "resolve", lambda *arguments: asked.append(arguments) or COMMIT)
+def test_a_hub_revision_is_replaced_by_its_commit(monkeypatch):
+    calls = []
+    monkeypatch.setattr(pin.hub, "resolve", lambda *arguments: calls.append(arguments) or COMMIT)
     Path("configs/models/small.yaml").write_text(MODEL.replace("models/small ", "org/small ").replace("null", "v1"))
     assert pin.pin_model("small") == f"configs/models/small.yaml: revision: {COMMIT}"
     Path("configs/tasks/pets.yaml").write_text(TASK.replace("folder: pets,   sha256: null", "hub: org/pets"))
     assert pin.pin_task("pets") == f"configs/tasks/pets.yaml: source.revision: {COMMIT}"
-    assert asked == [
+    assert calls == [
         ("org/small", "v1", "model", "configs/models/small.yaml: id"),
         ("org/pets", None, "dataset", "configs/tasks/pets.yaml: source.hub"),
     ]
@@ -167,7 +167,7 @@ def test_badges_need_no_pin():
     assert Path("configs/tasks/pets.yaml").read_bytes() == before
 
 
-def test_the_command_pins_what_it_is_told(monkeypatch, capsys):
+def test_the_command_pins_only_what_it_is_given(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vlm", "pin", "--model", "small"])
     with pytest.raises(SystemExit) as ended:
         vlm.__main__.main()
@@ -176,22 +176,22 @@ def test_the_command_pins_what_it_is_told(monkeypatch, capsys):
     assert Path("configs/tasks/pets.yaml").read_text() == TASK
 
 
-def test_a_missing_folder_is_one_line():
+def test_a_missing_folder_is_reported_in_one_line():
     Path("configs/tasks/pets.yaml").write_text(TASK.replace("pets,", "dogs,"))
-    with pytest.raises(InputError, match=r"configs/tasks/pets\.yaml: source\.folder: 'dogs' is no folder here"):
+    with pytest.raises(InputError, match=r"configs/tasks/pets\.yaml: source\.folder: 'dogs' is not a folder here"):
         pin.pin_task("pets")
 
 
 # Checking
 
 
-def test_a_pinned_folder_that_has_not_changed_is_quiet(capsys):
+def test_an_unchanged_pinned_folder_causes_no_warning(capsys):
     pins.verify_model(model(revision=pins.folder_hash(Path("models/small"))))
     pins.verify_source(task({"folder": "pets", "sha256": pins.folder_hash(Path("pets"))}))
     assert capsys.readouterr().err == ""
 
 
-def test_a_pinned_folder_that_has_changed_is_one_line():
+def test_a_changed_pinned_folder_is_reported_in_one_line():
     before = pins.folder_hash(Path("models/small"))
     Path("models/small/config.json").write_text("other")
     found = pins.folder_hash(Path("models/small"))
@@ -199,19 +199,19 @@ def test_a_pinned_folder_that_has_changed_is_one_line():
         pins.verify_model(model(revision=before))
     assert str(caught.value) == (
         f"configs/models/small.yaml: revision: models/small has changed: expected {before}, found {found}; "
-        "run `python -m vlm pin --model small` if the change is meant"
+        "run `python -m vlm pin --model small` if the change is intended"
     )
 
 
-@pytest.mark.parametrize(("revision", "called"), [(None, "its newest commit"), ("main", "main")])
-def test_what_is_not_pinned_warns_once_and_names_the_commit_in_use(revision, called, capsys):
+@pytest.mark.parametrize(("revision", "called"), [(None, "the newest commit"), ("main", "main")])
+def test_an_unpinned_revision_warns_once_and_names_the_commit_in_use(revision, called, capsys):
     remember(("model", "org/small", revision), ("dataset", "org/pets", revision))
     for _ in range(2):
         assert pins.resolved_model(model(id="org/small", revision=revision)).revision == COMMIT
         assert pins.verify_source(task({"hub": "org/pets", "revision": revision})) == COMMIT
     assert capsys.readouterr().err.splitlines() == [
-        f"warning: configs/{file}: not pinned; all stages here use {COMMIT}, which {called} was on 2026-11-23 12:00 "
-        f"UTC; `python -m vlm pin --{kind}` pins the one of today"
+        f"warning: configs/{file}: not pinned; all stages on this machine use {COMMIT}, which was {called} on "
+        f"2026-11-23 12:00 UTC; `python -m vlm pin --{kind}` pins today's commit"
         for file, kind in (
             ("models/small.yaml: revision", "model small"),
             ("tasks/pets.yaml: source.revision", "task pets"),
@@ -225,12 +225,12 @@ def test_unpinned_folders_warn_too(capsys):
     assert [line.split(":")[2] for line in capsys.readouterr().err.splitlines()] == [" revision", " source.sha256"]
 
 
-def test_a_pinned_commit_is_quiet(capsys):
+def test_a_pinned_commit_causes_no_warning(capsys):
     assert pins.resolved_model(model(id="org/small", revision=COMMIT)).revision == COMMIT
     assert pins.verify_source(task({"hub": "org/pets", "revision": COMMIT})) == COMMIT
     assert capsys.readouterr().err == ""
 
 
-def test_a_pinned_folder_that_is_gone_is_not_looked_for_on_the_hub():
-    with pytest.raises(InputError, match="id: 'models/gone' is no folder here"):
+def test_a_missing_pinned_folder_is_not_searched_for_on_the_hub():
+    with pytest.raises(InputError, match="id: 'models/gone' is not a folder here"):
         pins.resolved_model(model(id="models/gone", revision="sha256:" + "0" * 64))

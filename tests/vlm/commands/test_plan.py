@@ -23,7 +23,7 @@ def run(folder, *command, code=0):
 
 
 def plan(folder):
-    """The table's cells, by stage."""
+    """The cells of the printed table, by stage."""
     lines = run(folder, sys.executable, "-m", "vlm", "plan").splitlines()
     starts = [lines[0].index(word) for word in ("stage", "runs", "on", "samples", "time", "dollars", "estimated from")]
     cells = [[line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines[1:]]
@@ -32,7 +32,7 @@ def plan(folder):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The working tree as a repository of its own, without data."""
+    """A separate repository with the files of the working tree, without data."""
     folder = tmp_path_factory.mktemp("checkout")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -42,7 +42,7 @@ def checkout(tmp_path_factory) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "as it is"]):
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "working tree"]):
         run(folder, "git", *command)
     return folder
 
@@ -54,7 +54,7 @@ def edit(folder, file, old, new):
     path.write_text(re.sub(old, new, text))
 
 
-def test_a_plan_for_this_machine_has_times_of_what_ran_here(checkout):
+def test_a_plan_for_this_machine_uses_times_of_local_runs(checkout):
     table = plan(checkout)
     assert list(table)[:5] == STAGES
     assert table["measure@final_eval"][:2] == ["yes", ""]
@@ -69,7 +69,7 @@ def test_a_plan_for_this_machine_has_times_of_what_ran_here(checkout):
     assert 60 * minutes + seconds == pytest.approx(runtime["seconds"], rel=0.05)
 
 
-def test_a_plan_for_modal_has_prices_and_times_of_the_same_model_and_gpu_from_history(checkout):
+def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu(checkout):
     edit(checkout, "dvc.lock", "model: tiny", "model: 450M")
     for name in ("structured_eval", "final_eval"):
         runtime = {"samples": 300, "seconds": 100.0, "gpu": "L4", "gpu_seconds": 130.0}

@@ -1,4 +1,4 @@
-"""What runs in Modal's containers, run here: a volume is a folder, a call a function."""
+"""Runs the code of Modal's containers locally: a folder replaces the volume, a function replaces the calls."""
 
 import json
 import re
@@ -22,14 +22,14 @@ from vlm.training.job import FineTuning
 
 @dataclass(frozen=True)
 class Steps:
-    """A job that writes a line a step, and in step `at` does what `trouble` says."""
+    """A job that writes one line per step, and raises the error `trouble` in step `at`, once."""
 
     model: ModelConfig
     data: str
     steps: int = 4
     at: int = 0
     trouble: str = ""
-    others: int = 0  # steps that other containers do
+    others: int = 0  # steps of the other containers
 
     RESULTS: ClassVar = ("lines", "folder", "runtime.json")
     PACKAGES: ClassVar = ()
@@ -72,7 +72,7 @@ def job():
 
 
 class Modal:
-    """Runs `conductor.conduct`, and each `work` as soon as it is spawned, again where Modal would."""
+    """Runs `conductor.conduct`, and `work` as soon as it is spawned, with retries like Modal's."""
 
     def __init__(self, folder: Path) -> None:
         self.volume, self.folder = folder / "volume", folder
@@ -121,7 +121,7 @@ class Modal:
 
 @pytest.fixture
 def modal(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # and back, after `work` has gone elsewhere
+    monkeypatch.chdir(tmp_path)  # also restores the working directory, which `work` changes
     return Modal(tmp_path)
 
 
@@ -132,7 +132,7 @@ def results(modal, value):
 
 
 @pytest.mark.parametrize("trouble", ["connection", "gpu", "preempted"])
-def test_what_passes_is_tried_again_and_goes_on(modal, job, trouble):
+def test_transient_errors_are_retried_and_the_work_is_resumed(modal, job, trouble):
     value = modal.conduct(modal.request(replace(job, at=3, trouble=trouble)))
     files = results(modal, value)
     assert files["lines"] == "line\n" * 4
@@ -144,11 +144,11 @@ def test_what_passes_is_tried_again_and_goes_on(modal, job, trouble):
     ("trouble", "kind", "message"),
     [
         ("user", "error", "params.yaml: key: is wrong"),
-        ("memory", "error", "params.yaml: modal.gpu: the memory of L4 is too small"),
+        ("memory", "error", "params.yaml: modal.gpu: L4 has too little memory"),
         ("bug", "traceback", "ValueError: a bug"),
     ],
 )
-def test_what_does_not_pass_is_said_once_and_the_next_run_goes_on(modal, job, trouble, kind, message):
+def test_permanent_errors_are_reported_once_and_the_next_run_resumes(modal, job, trouble, kind, message):
     request = modal.request(replace(job, at=3, trouble=trouble))
     value = modal.conduct(request)
     assert message in value[kind]
@@ -157,7 +157,7 @@ def test_what_does_not_pass_is_said_once_and_the_next_run_goes_on(modal, job, tr
     assert results(modal, modal.conduct(request))["lines"] == "line\n" * 4
 
 
-def test_every_attempt_is_paid_for(modal, job):
+def test_every_attempt_counts_towards_the_cost(modal, job):
     request = modal.request(replace(job, at=3, trouble="preempted"))
     value = modal.conduct(request)
     notes = [json.loads(file.read_text()) for file in modal.volume.glob("jobs/*/1/0/attempts/*.json")]
@@ -181,7 +181,7 @@ def test_every_attempt_is_paid_for(modal, job):
         ({"seconds": 0.001}, r"modal\.timeout: the job has run for its .* hours; .*dvc repro"),
     ],
 )
-def test_a_job_stops_at_its_limits_and_a_larger_one_lets_it_go_on(modal, job, limit, message):
+def test_a_job_stops_at_its_limit_and_resumes_with_a_larger_one(modal, job, limit, message):
     value = modal.conduct(modal.request(job, **limit))
     assert re.search(message, value["error"])
     kept = modal.volume / "jobs" / "steps-1" / "1" / "0" / "lines"
@@ -189,21 +189,21 @@ def test_a_job_stops_at_its_limits_and_a_larger_one_lets_it_go_on(modal, job, li
     assert results(modal, modal.conduct(modal.request(job)))["lines"] == "line\n" * 4
 
 
-def test_work_that_is_done_is_not_done_again_for_a_caller_who_was_lost(modal, job):
+def test_finished_work_of_a_lost_caller_is_not_repeated(modal, job):
     first = modal.conduct(modal.request(job))
     again = modal.conduct(modal.request(job))
     assert again["files"]["lines"] == first["files"]["lines"]
     assert len(modal.values) == 1
 
 
-def test_a_container_that_is_killed_again_and_again_is_given_up(modal, job):
+def test_a_container_that_is_killed_repeatedly_is_not_retried_forever(modal, job):
     attempts = modal.volume / "jobs" / "steps-1" / "1" / "0" / "attempts"
     attempts.mkdir(parents=True)
     for n in range(3):
         note = {"started": n, "seen": n + 0.5, "ended": False, "done": 0}
         (attempts / f"{n}.json").write_text(json.dumps(note))
-    assert "killed 3 times at the same place" in modal.conduct(modal.request(job))["error"]
-    assert "files" in modal.conduct(modal.request(job))  # when the user asks again
+    assert "killed 3 times at the same point" in modal.conduct(modal.request(job))["error"]
+    assert "files" in modal.conduct(modal.request(job))  # when the user runs it again
 
 
 def test_every_scalar_is_recorded_and_sent_once(modal, job):
@@ -217,8 +217,8 @@ def test_every_scalar_is_recorded_and_sent_once(modal, job):
 
 
 @pytest.mark.parametrize("others", [0, 6])
-def test_every_count_is_sent_to_its_end(modal, job, others):
-    """Though most of what comes within a second is left out, and the end of a container's share is not the whole's."""
+def test_the_last_progress_of_every_count_is_sent(modal, job, others):
+    """Progress is limited to one event per second, and a container's part of a count does not reach the total."""
     modal.conduct(modal.request(replace(job, others=others)))
     counts = [event for event in map(event_of, modal.sent) if isinstance(event, Progress)]
     ends = {event.unit: event for event in counts}
@@ -228,7 +228,7 @@ def test_every_count_is_sent_to_its_end(modal, job, others):
     assert units == sorted(units)
 
 
-def test_nobody_has_to_watch(modal, job, monkeypatch):
+def test_a_job_runs_on_if_its_events_cannot_be_sent(modal, job, monkeypatch):
     def full(entries):
         raise RuntimeError("the queue is full")
 
@@ -236,13 +236,13 @@ def test_nobody_has_to_watch(modal, job, monkeypatch):
     assert "files" in modal.conduct(modal.request(job))
 
 
-def test_a_torn_record_is_read_up_to_the_tear():
+def test_an_incomplete_last_line_of_a_record_is_ignored():
     whole = json.dumps({"shard": 0, "attempt": 0, "number": 0, "type": "Log", "text": "a"}).encode()
     (entry,) = read_events(whole + b'\n{"shard": 0, "att')
     assert event_of(entry) == Log("a")
 
 
-def test_jobs_travel_as_they_are(task, tiny, image_params, finetune_params):
+def test_a_request_reproduces_its_job(task, tiny, image_params, finetune_params):
     evaluation = Evaluation(
         task, tiny, image_params, 8, "data/test.parquet", engine="posterior", calibrate_on="data/v.parquet"
     )
@@ -252,11 +252,11 @@ def test_jobs_travel_as_they_are(task, tiny, image_params, finetune_params):
         assert Request.model_validate_json(request.model_dump_json()).rebuilt() == job
 
 
-def test_two_shards_are_one(task, tiny, image_params, make_split, tmp_path):
+def test_merging_two_shards_equals_a_run_without_shards(task, tiny, image_params, make_split, tmp_path):
     data, validation = make_split("test", 22), make_split("train", 6)
     job = Evaluation(
         task, tiny, image_params, 4, data, 8, "posterior", outlines_samples=6, calibrate_on=validation
-    )  # raw answers too
+    )  # also with raw answers
     whole, merged = tmp_path / "whole", tmp_path / "merged"
     parts = [tmp_path / "part0", tmp_path / "part1"]
     for folder in (whole, merged, *parts):

@@ -48,13 +48,13 @@ def job(tmp_path, monkeypatch):
     return Counting(CPU_MODEL, "data")
 
 
-def test_results_are_there_inside_the_block_and_removed_after_it(job):
+def test_results_exist_inside_the_block_and_are_removed_after_it(job):
     with compute.run(job, "auto", MODAL) as directory:
         assert (directory / "lines").read_text() == "line\n"
     assert not directory.exists()
 
 
-def test_unfinished_work_is_found_again_from_another_folder(job, tmp_path, monkeypatch):
+def test_unfinished_work_is_resumed_from_another_folder(job, tmp_path, monkeypatch):
     Path("broken").touch()
     with pytest.raises(RuntimeError), compute.run(job, "auto", MODAL):
         pass
@@ -71,7 +71,7 @@ def test_results_survive_a_stage_that_fails_to_store_them(job):
     assert (directory / "lines").exists()
 
 
-def test_another_value_or_another_input_is_another_job(job):
+def test_the_key_changes_with_values_and_inputs(job):
     key = local.key(job)
     assert local.key(replace(job, seconds=1)) != key
     assert local.key(job) == key
@@ -81,8 +81,8 @@ def test_another_value_or_another_input_is_another_job(job):
     assert local.key(job) != key
 
 
-def test_a_job_changes_with_its_own_code_and_no_other(job, tmp_path, monkeypatch):
-    """Also where the package is a copy: DVC runs queued experiments in one."""
+def test_the_key_changes_only_with_the_code_that_determines_the_result(job, tmp_path, monkeypatch):
+    """Even if the package is a copy, as in DVC's queued experiments."""
     copy = tmp_path / "vlm"
     shutil.copytree(Path(vlm.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     key = local.key(job)
@@ -116,14 +116,14 @@ def test_two_processes_with_the_same_job_take_turns(job):
     assert ended[1] - ended[0] >= 0.5
 
 
-def test_scalars_reach_dvclive(job):
+def test_scalars_are_written_by_dvclive(job):
     with compute.run(job, "auto", MODAL, live="live"):
         pass
     assert Path("live/plots/metrics/train/loss.tsv").read_text() == "step\tloss\n3\t0.5\n"
 
 
 @pytest.mark.parametrize(("visible", "count"), [(None, 2), ("1", 1), ("0,1,2", 2), ("", 0), ("-1", 0), ("1,-1,0", 1)])
-def test_gpus_are_those_of_the_driver_that_may_be_seen(tmp_path, monkeypatch, visible, count):
+def test_gpus_counts_the_visible_gpus_of_the_driver(tmp_path, monkeypatch, visible, count):
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")
     driver.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Modal: what is asked of it, and whole jobs on it, against a stand-in (tests/standins)."""
+"""Modal: the options of its functions, and complete jobs against a stand-in for the service (tests/standins)."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ STANDINS = ROOT / "tests" / "standins"
 BIG = ModelConfig(name="3B", id="LiquidAI/LFM2-VL-3B", gpu="H100")
 
 
-def test_auto_goes_to_modal_for_a_model_that_needs_a_gpu_where_there_is_none(monkeypatch, tmp_path):
+def test_auto_chooses_modal_for_a_model_that_needs_a_gpu_on_a_machine_without_one(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no driver
     assert compute.place(BIG, "auto") == "modal"
     assert compute.place(BIG, "local") == "local"
@@ -56,7 +56,7 @@ def test_options():
     assert modal.options(request(max_dollars=2.0))["timeout"] == 800
 
 
-def test_the_image_runs_a_python_that_the_project_allows():
+def test_the_image_has_the_oldest_python_that_the_project_allows():
     from vlm.compute import modal_app as modal
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -64,7 +64,7 @@ def test_the_image_runs_a_python_that_the_project_allows():
     assert any(requirement.startswith("modal") for requirement in project["dependencies"])
 
 
-def test_objects_of_modal_do_not_depend_on_the_environment():
+def test_modal_objects_do_not_depend_on_environment_variables():
     trees = [ast.parse(file.read_text()) for file in (ROOT / "vlm" / "compute").glob("modal*.py")]
     at_import = [node for tree in trees for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert not [n for node in at_import for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "environ"]
@@ -121,10 +121,10 @@ MICRO = {
     "outlines_samples: 64": "outlines_samples: 6",
     "calibrate: false": "calibrate: true",
 }
-# Starts `job.py`, and once a line of its has the words, sends it a signal; then starts it again.
+# Starts `job.py`, sends it a signal when `sign` appears, then starts it again.
 TWICE = """
 import os, signal, subprocess, sys, time
-number, sign, *arguments = sys.argv[1:]  # a file that appears, or words on stderr
+number, sign, *arguments = sys.argv[1:]  # sign: a file (*.tsv), or text on stderr
 command = [sys.executable, "job.py", *arguments]
 first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 while sign.endswith(".tsv") and not os.path.exists(sign) and first.poll() is None:
@@ -140,11 +140,13 @@ sys.exit(subprocess.run(command).returncode)
 
 
 class Place:
-    """A folder to run jobs in, with a user cache and a stand-in's volumes of its own."""
+    """A folder to run jobs in, with its own user cache and its own volumes of the stand-in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.state = tempfile.mkdtemp(prefix="vlm", dir="/tmp")  # short: a socket's path has at most 100 characters
+        self.state = tempfile.mkdtemp(
+            prefix="vlm", dir="/tmp"
+        )  # short, because a socket's path has at most 100 characters
         self.log: dict = {}
         for name in ("configs", "models/tiny", "requirements.lock"):
             source = ROOT / name
@@ -168,7 +170,7 @@ class Place:
         return path
 
     def run(self, kind, where, out, *options, code=0, before=(), outside=(), environment=(), **modal):
-        """Standard error of a job; on Modal, under the stand-in with `options`, whose log is then in `log`."""
+        """Runs a job and returns its stderr; on Modal, against the stand-in with `options`, whose log goes to `log`."""
         arguments = [kind, where, out, json.dumps(modal)]
         command = [sys.executable, *(before or ["job.py"]), *arguments]
         if where == "modal":
@@ -202,16 +204,16 @@ class Place:
         return done.stderr
 
     def results(self, out: str) -> dict[str, bytes]:
-        """All files but the runtime."""
+        """The contents of all result files except runtime.json."""
         folders = [self.folder / out, self.folder / f"{out}-live"]
         files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
         names = {file: str(file.relative_to(self.folder)).removeprefix(out) for file in files}
         return {name: file.read_bytes() for file, name in names.items() if name != "/runtime.json"}
 
     def attempts(self, function: str) -> list[list[str]]:
-        """How the attempts of every call of a function ended."""
+        """The status of every attempt, for each call of a function."""
         return [
-            [attempt["status"] for asked in call["inputs"] for attempt in asked["attempts"]]
+            [attempt["status"] for entry in call["inputs"] for attempt in entry["attempts"]]
             for call in self.log["calls"]
             if call["function"] == function
         ]
@@ -238,13 +240,13 @@ def locally(here):
 @pytest.mark.parametrize(
     ("options", "modal", "message"),
     [
-        (["--no-credentials"], {}, "error: modal: there is no valid token here: `modal setup` makes one"),
+        (["--no-credentials"], {}, "error: modal: no valid token on this machine: `modal setup` creates one"),
         (["--fail-image-build", "uv"], {}, "error: modal: the image could not be built"),
         ([], {"gpu": "H10"}, "error: params.yaml: modal.gpu: 'H10' should be one of"),
     ],
     ids=["token", "image", "gpu"],
 )
-def test_what_modal_refuses_is_one_line(here, options, modal, message):
+def test_errors_from_modal_are_reported_in_one_line(here, options, modal, message):
     lines = here.run("raw", "modal", "refused", *options, code=1, **modal).splitlines()
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert error.startswith(message)
@@ -253,19 +255,19 @@ def test_what_modal_refuses_is_one_line(here, options, modal, message):
 
 
 @pytest.mark.slow
-def test_no_network_is_one_line(here):
+def test_a_missing_network_is_reported_in_one_line(here):
     nowhere = {"MODAL_SERVER_URL": "http://127.0.0.1:9", "MODAL_TOKEN_ID": "ak-x", "MODAL_TOKEN_SECRET": "as-x"}
-    wrapped = ["-c", f"import os, runpy, sys; os.environ |= {nowhere}; runpy.run_path('job.py', run_name='__main__')"]
-    assert "error: modal: cannot be reached" in here.run("raw", "modal", "lost", code=1, before=wrapped)
+    wrapper = ["-c", f"import os, runpy, sys; os.environ |= {nowhere}; runpy.run_path('job.py', run_name='__main__')"]
+    assert "error: modal: cannot be reached" in here.run("raw", "modal", "lost", code=1, before=wrapper)
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_the_same_on_modal_and_uploads_and_ships_what_it_needs_once(here, locally):
+def test_an_evaluation_has_the_same_results_on_modal_and_uploads_its_inputs_once(here, locally):
     secret = {"HF_TOKEN": "hf_a-secret-of-the-tests"}
-    said = here.run("structured", "modal", "evaluated", environment=secret)
+    stderr = here.run("structured", "modal", "evaluated", environment=secret)
     assert here.output == "imported:\n"
     assert here.results("evaluated") == locally["structured"]
-    full = [unit for done, total, unit in re.findall(r"(\d+)/(\d+) ([A-Za-z ]+?)(?: in |\n)", said) if done == total]
+    full = [unit for done, total, unit in re.findall(r"(\d+)/(\d+) ([A-Za-z ]+?)(?: in |\n)", stderr) if done == total]
     assert full == ["image", "validation image", "image by Outlines"]
     paths = sorted(Path(upload["path"]).parts[3:] for upload in here.log["uploads"])
     model = {("content", file.name) for file in (ROOT / "models/tiny").iterdir()}
@@ -282,12 +284,12 @@ def test_an_evaluation_is_the_same_on_modal_and_uploads_and_ships_what_it_needs_
     assert runtime["gpu"] == "L4"
     assert runtime["dollars"] == pytest.approx(runtime["gpu_seconds"] * runtime["dollars_per_second"], abs=1e-3)
 
-    said += here.run("raw", "modal", "raw", environment=secret)
+    stderr += here.run("raw", "modal", "raw", environment=secret)
     assert not here.log["uploads"]
     assert not here.log["warnings"]
     left = [file for file in Path(here.state, "volumes").rglob("*") if file.is_file() and "jobs" in file.parts]
-    assert not left, "finished work is not kept there"
-    texts = [said, json.dumps(here.log), *(f.read_text(errors="replace") for f in Path(here.state).rglob("*.log"))]
+    assert not left, "results are removed from the volume after the download"
+    texts = [stderr, json.dumps(here.log), *(f.read_text(errors="replace") for f in Path(here.state).rglob("*.log"))]
     files = [f.read_bytes() for folder in (here.folder, Path(here.state)) for f in folder.rglob("*") if f.is_file()]
     assert not any(secret["HF_TOKEN"] in text for text in texts)
     assert not any(secret["HF_TOKEN"].encode() in content for content in files)
@@ -296,9 +298,12 @@ def test_an_evaluation_is_the_same_on_modal_and_uploads_and_ships_what_it_needs_
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "points"),
-    [("kill", ["commit:1", "commit:2", "commit:3"]), ("int", ["commit:3"])],  # int: time to save, which counts, too
+    [
+        ("kill", ["commit:1", "commit:2", "commit:3"]),
+        ("int", ["commit:3"]),
+    ],  # int leaves time to save, and each save counts as a commit
 )
-def test_a_training_that_is_preempted_ends_with_the_same_adapter(here, locally, mode, points):
+def test_a_preempted_training_ends_with_the_same_adapter(here, locally, mode, points):
     options = [word for point in points for word in ("--preempt", f"work@{point}")]
     here.run("finetune", "modal", f"preempted-{mode}", *options, "--preempt", "conduct@15s", "--preempt-mode", mode)
     assert here.output == "imported:\n"
@@ -308,22 +313,22 @@ def test_a_training_that_is_preempted_ends_with_the_same_adapter(here, locally, 
 
 
 @pytest.mark.slow
-def test_a_lost_client_is_followed_by_another_and_the_job_is_paid_once(here, locally):
-    said = here.run("finetune", "modal", "attached", before=["twice.py", "9", "/6 step"])
-    assert "first: -9" in said
-    assert "going on with the job that runs on Modal (L4)" in said
+def test_a_second_client_reconnects_to_the_job_of_a_killed_one(here, locally):
+    stderr = here.run("finetune", "modal", "attached", before=["twice.py", "9", "/6 step"])
+    assert "first: -9" in stderr
+    assert "reconnecting to the job that is running on Modal (L4)" in stderr
     assert here.results("attached") == locally["finetune"]
     assert here.attempts("work") == [["SUCCESS"]]
     assert here.attempts("conduct") == [["SUCCESS"]]
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_says_what_it_cost_and_the_next_run_goes_on(here, locally):
+def test_ctrl_c_cancels_the_job_reports_its_cost_and_the_next_run_resumes(here, locally):
     first_point = "interrupted-live/plots/metrics/train/loss.tsv"
-    said = here.run("finetune", "modal", "interrupted", before=["twice.py", "2", first_point])
-    assert "first: 130" in said
-    assert "cancelled on Modal after " in said
-    assert " s of L4, about $0.0" in said
+    stderr = here.run("finetune", "modal", "interrupted", before=["twice.py", "2", first_point])
+    assert "first: 130" in stderr
+    assert "cancelled on Modal after " in stderr
+    assert " s of L4, about $0.0" in stderr
     cancelled = {event["function"] for event in here.log["events"] if event["event"] == "cancel"}
     assert cancelled == {"conduct", "work"}
     assert here.results("interrupted") == locally["finetune"]
@@ -331,18 +336,18 @@ def test_ctrl_c_ends_it_says_what_it_cost_and_the_next_run_goes_on(here, locally
 
 
 @pytest.mark.slow
-def test_containers_share_an_evaluation_and_only_the_one_that_failed_begins_again(here, locally):
-    said = here.run(
+def test_containers_share_an_evaluation_and_only_a_failed_one_is_restarted(here, locally):
+    stderr = here.run(
         "structured", "modal", "shared", "--preempt", "work@commit:3", "--preempt-mode", "kill", containers=2
     )
     assert here.results("shared") == locally["structured"]
     assert sorted(here.attempts("work")) == [["PREEMPTED", "SUCCESS"], ["SUCCESS"]]
-    full = [unit for done, total, unit in re.findall(r"(\d+)/(\d+) ([A-Za-z ]+?)(?: in |\n)", said) if done == total]
+    full = [unit for done, total, unit in re.findall(r"(\d+)/(\d+) ([A-Za-z ]+?)(?: in |\n)", stderr) if done == total]
     assert full == ["image", "validation image", "image by Outlines"]
 
 
 @pytest.mark.slow
-def test_several_gpus_are_several_processes_and_paid_for(here, locally):
+def test_several_gpus_run_several_processes_and_are_billed(here, locally):
     here.run("finetune", "modal", "several", gpu="L4:2")
     (worker,) = [f for f in here.log["functions"].values() if f["name"] == "work" and f["base_function_id"]]
     assert worker["gpu"] == "L4:2"
@@ -356,18 +361,18 @@ def test_several_gpus_are_several_processes_and_paid_for(here, locally):
 
 
 @pytest.mark.slow
-def test_a_limit_stops_a_job_and_nothing_runs_on(here, locally):
-    said = here.run("structured", "modal", "limited", code=1, max_dollars=1e-9)
-    assert "error: params.yaml: modal.max_dollars: the job has cost $" in said
-    assert "until here " in said
+def test_a_limit_stops_the_job_on_modal(here, locally):
+    stderr = here.run("structured", "modal", "limited", code=1, max_dollars=1e-9)
+    assert "error: params.yaml: modal.max_dollars: the job has cost $" in stderr
+    assert "so far " in stderr
     assert not (here.folder / "limited").exists()
-    assert here.attempts("work") == [["SUCCESS"]]  # a value, which is not tried again
+    assert here.attempts("work") == [["SUCCESS"]]  # an error that is returned, so that Modal does not retry it
     here.run("structured", "modal", "limited", max_dollars=5)
     assert here.results("limited") == locally["structured"]
 
 
 @pytest.mark.slow
-def test_weights_of_the_hub_are_downloaded_once_and_with_the_callers_token(here, tmp_path):
+def test_weights_are_downloaded_from_the_hub_once_with_the_callers_token(here, tmp_path):
     tree = tmp_path / "hub"
     maker = [sys.executable, STANDINS / "make_hub_tree.py", tree, "--only", "LFM2-VL-450M"]
     subprocess.run(maker, check=True, capture_output=True)
@@ -378,18 +383,18 @@ def test_weights_of_the_hub_are_downloaded_once_and_with_the_callers_token(here,
 
     def run(out, **arguments):
         hub = [sys.executable, STANDINS / "fake_hub.py", tree, "--log", tmp_path / f"{out}.jsonl", *gate, "--"]
-        said = here.run("raw", "modal", out, outside=hub, **arguments)
-        return said, (tmp_path / f"{out}.jsonl").read_text()
+        stderr = here.run("raw", "modal", out, outside=hub, **arguments)
+        return stderr, (tmp_path / f"{out}.jsonl").read_text()
 
     try:
-        said, _ = run("gated", code=1)
-        assert "'LiquidAI/LFM2-VL-450M' is gated" in said
-        said, requests = run("first", environment={"HF_TOKEN": token})
+        stderr, _ = run("gated", code=1)
+        assert "'LiquidAI/LFM2-VL-450M' is gated" in stderr
+        stderr, requests = run("first", environment={"HF_TOKEN": token})
         assert "model.safetensors" in requests
-        (asked,) = [f for f in here.log["functions"].values() if f["name"] == "conduct" and f["secrets"]]
+        (conduct,) = [f for f in here.log["functions"].values() if f["name"] == "conduct" and f["secrets"]]
         assert not [f for f in here.log["functions"].values() if f["name"] == "work" and f["secrets"]]
-        assert {key for secret in asked["secrets"] for key in secret["keys"]} == {"HF_TOKEN", "HF_ENDPOINT"}
-        assert token not in said + json.dumps(here.log)
+        assert {key for secret in conduct["secrets"] for key in secret["keys"]} == {"HF_TOKEN", "HF_ENDPOINT"}
+        assert token not in stderr + json.dumps(here.log)
         _, requests = run("second", environment={"HF_TOKEN": token})
         assert "model.safetensors" not in requests
         assert here.results("second") == here.results("first")

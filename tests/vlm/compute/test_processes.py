@@ -12,15 +12,15 @@ from vlm.training.job import FineTuning
 
 @pytest.fixture
 def job(task, tiny, image_params, finetune_params, make_split):
-    lora = finetune_params.lora.model_copy(update={"dropout": 0.0})  # each process has a stream of its own
+    lora = finetune_params.lora.model_copy(update={"dropout": 0.0})  # each process has its own random numbers
     knobs = finetune_params.model_copy(update={"epochs": 2, "eval_steps": 4, "lora": lora})
     split, validation = make_split("train", 16), make_split("test", 8)
     return FineTuning(task, tiny, image_params, knobs, seed=5, train=split, validation=validation)
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(job, tmp_path):
-    """By gloo on this machine's CPU: the same losses, step by step, and files as one process writes them."""
+def test_two_processes_train_like_one(job, tmp_path):
+    """With gloo on the CPU: the same losses in every step, and the same files as with one process."""
     curves = []
     for count in (1, 2):
         directory, events = tmp_path / str(count), []
@@ -41,7 +41,7 @@ def test_two_processes_train_as_one_does(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_input_error_is_one_line_here_too(job, tmp_path):
+def test_an_input_error_in_a_process_is_raised_here(job, tmp_path):
     odd = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"batch_size": 5}))
     with pytest.raises(InputError, match=re.escape("finetune.batch_size: 5 should be a multiple of 2 processes")):
         processes.run(odd, tmp_path, lambda event: None, 2)
@@ -55,7 +55,7 @@ class Broken:
 
 
 @pytest.mark.slow
-def test_a_bug_is_shown_whole(tmp_path):
+def test_a_bug_in_a_process_is_raised_with_its_traceback(tmp_path):
     events = []
     with pytest.raises(RuntimeError, match="a bug"):
         processes.run(Broken(), tmp_path, events.append, 1)

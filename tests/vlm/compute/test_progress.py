@@ -9,7 +9,7 @@ from vlm.compute.progress import ProgressBar
 from vlm.config.events import Log, Progress, Scalars
 
 
-def test_without_a_terminal_a_short_job_is_a_line(capsys):
+def test_without_a_terminal_a_short_job_prints_one_line(capsys):
     with ProgressBar() as emit:
         for done in range(101):
             emit(Progress(done, 100, "image"))
@@ -21,17 +21,17 @@ def test_without_a_terminal_a_short_job_is_a_line(capsys):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds, by hand: clock[0] += 10."""
+    """A clock that the test advances: clock[0] += 10."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
-def test_without_a_terminal_a_long_job_is_a_handful_of_lines(capsys, clock):
+def test_without_a_terminal_a_long_job_prints_four_lines(capsys, clock):
     with ProgressBar() as emit:
         for done in range(1001):
             emit(Progress(done, 1000, "step"))
-            clock[0] += 0.09  # 22.5 s for a quarter, in which the silence is not long enough for another line
+            clock[0] += 0.09  # 22.5 s per quarter, too short for an extra line
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "250/1000 step in 00:22, 11.1/s, 01:07 to go",
@@ -41,7 +41,7 @@ def test_without_a_terminal_a_long_job_is_a_handful_of_lines(capsys, clock):
     ]
 
 
-def test_without_a_terminal_nobody_waits_longer_than_half_a_minute_for_a_line(capsys, monkeypatch):
+def test_without_a_terminal_a_line_is_printed_at_least_every_half_minute(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_SILENCE", 0.5)
     with ProgressBar() as emit:
         emit(Progress(0, 100, "image"))
@@ -50,7 +50,7 @@ def test_without_a_terminal_nobody_waits_longer_than_half_a_minute_for_a_line(ca
     assert re.fullmatch(r"0/100 image in 00:0[12]", first)
 
 
-def test_a_resumed_job_counts_its_own_rate_only(capsys, clock):
+def test_the_rate_of_a_resumed_job_excludes_earlier_work(capsys, clock):
     with ProgressBar() as emit:
         emit(Progress(900, 1000, "image"))
         clock[0] += 10
@@ -59,7 +59,7 @@ def test_a_resumed_job_counts_its_own_rate_only(capsys, clock):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_every_total_or_unit_has_its_own_bar_and_log_lines_stay_whole(capsys, monkeypatch, terminal):
+def test_a_new_unit_starts_a_new_bar_and_log_lines_stay_intact(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     with ProgressBar() as emit:
         emit(Progress(0, 2, "train pictures"))
@@ -73,7 +73,7 @@ def test_every_total_or_unit_has_its_own_bar_and_log_lines_stay_whole(capsys, mo
     assert err.count("2/2") == 2 if not terminal else err.count("2/2") >= 2
 
 
-def test_what_an_earlier_run_has_done_wholly_is_a_line_without_a_rate(capsys):
+def test_a_job_that_an_earlier_run_completed_prints_one_line_without_a_rate(capsys):
     with ProgressBar() as emit:
         emit(Progress(1000, 1000, "image"))
         emit(Progress(1000, 1000, "image"))

@@ -8,7 +8,7 @@ from vlm.config.errors import InputError
 from vlm.config.events import Scalars
 
 
-def test_dvclive_writes_the_points_and_no_pipeline(tmp_path, monkeypatch):
+def test_dvclive_writes_the_values_and_no_pipeline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with tracker(["dvclive"], "live", "run") as log:
         for step in (1, 2):
@@ -19,18 +19,18 @@ def test_dvclive_writes_the_points_and_no_pipeline(tmp_path, monkeypatch):
     assert "wandb" not in sys.modules
 
 
-def test_no_tracker_is_fine(tmp_path):
+def test_without_trackers_scalars_are_ignored(tmp_path):
     with tracker([], "live", "run") as log:
         log(Scalars(1, {"train/loss": 1.0}))
 
 
-def test_wandb_is_wanted_only_when_named(monkeypatch):
+def test_wandb_is_required_only_if_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(InputError, match=r"finetune\.track_with: wandb is not installed"), tracker(["wandb"], "", "r"):
         pass
 
 
-def test_wandb_gets_the_points(tmp_path, monkeypatch):
+def test_wandb_records_the_values(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is optional and not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -11,21 +11,21 @@ from vlm.config.errors import InputError, reported
     ("error", "code", "line"),
     [
         (InputError("params.yaml: seed: is wrong"), 1, "error: params.yaml: seed: is wrong\n"),
-        (KeyboardInterrupt(), 130, "interrupted: what is finished is kept, and the next run goes on from there\n"),
+        (KeyboardInterrupt(), 130, "interrupted: finished work is kept, and the next run resumes from there\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "/cache/x"),
             1,
-            "error: the disk is full (/cache/x): make room, and the next run goes on from there\n",
+            "error: the disk is full (/cache/x): free some space; the next run resumes from there\n",
         ),
         (
             RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"),
             1,
-            "error: the disk is full (unfinished work is in ~/.cache/vlm-pipeline, or XDG_CACHE_HOME): make room, and "
-            "the next run goes on from there\n",
+            "error: the disk is full (unfinished work is in ~/.cache/vlm-pipeline, or XDG_CACHE_HOME): free some space; "
+            "the next run resumes from there\n",
         ),
     ],
 )
-def test_what_the_user_can_put_right_is_one_line(error, code, line, capsys):
+def test_errors_that_the_user_can_fix_are_reported_in_one_line(error, code, line, capsys):
     with pytest.raises(SystemExit) as ended, reported():
         raise error
     assert ended.value.code == code
@@ -37,7 +37,7 @@ def test_a_bug_keeps_its_traceback():
         raise ZeroDivisionError
 
 
-def test_a_full_disk_is_known_by_what_the_system_says():
+def test_a_full_disk_is_recognised_from_the_error_of_the_system():
     code = "from vlm.config.errors import reported\nwith reported(): open('/dev/full', 'wb', 0).write(b'x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

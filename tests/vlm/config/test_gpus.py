@@ -8,7 +8,7 @@ from vlm.config.models import load_model
 from vlm.config.yaml_files import read_yaml
 
 
-def test_prices(at_root):
+def test_prices_and_unknown_gpus(at_root):
     assert gpus.dollars_per_second("H100", "k") == read_yaml("configs/gpus.yaml")["dollars_per_second"]["H100"]
     assert gpus.dollars_per_second("H100:4", "k") == 4 * gpus.dollars_per_second("H100", "k")
     for wrong in ("H10", "H100:", "H100:9", "H100:0", "h100", "H100:4:4"):

@@ -1,4 +1,4 @@
-"""Against a stand-in for the Hub (tests/standins)."""
+"""Data sets and models from the Hub, against a stand-in for it (tests/standins)."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def work(tmp_path) -> Path:
 
 
 def run(work: Path, command: list[str], tree: Path | None, *options: str, **env: str) -> subprocess.CompletedProcess:
-    """A command of Python's in `work`; with a tree, against the stand-in, which logs to log.jsonl."""
+    """Runs Python with `command` in `work`; with a tree, against the stand-in, which logs to log.jsonl."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(work / "hf"), **env}
     command = [sys.executable, *command]
     if tree is not None:
@@ -87,13 +87,13 @@ def data(work: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (work / "data").iterdir()}
 
 
-def test_a_data_set_is_downloaded_split_by_split_and_then_comes_from_the_cache(work, tree):
+def test_a_data_set_is_downloaded_by_split_and_then_read_from_the_cache(work, tree):
     command = ["run.py", "human_action", FEW]
     online = run(work, command, tree)
     assert online.returncode == 0, online.stderr
     assert "'conflicts_dropped': 0" not in online.stdout and "'duplicates_dropped': 0" not in online.stdout
     assert "warning: configs/tasks/human_action.yaml: source.revision: not pinned" in online.stderr
-    assert "data/test-" not in (work / "log.jsonl").read_text(), "the placeholders' split is not downloaded"
+    assert "data/test-" not in (work / "log.jsonl").read_text(), "the split with placeholder labels is not downloaded"
     before = data(work)
     assert set(before) == {"train.parquet", "validation.parquet", "test.parquet"}
     assert dataset.count(work / "data" / "test.parquet") == 8
@@ -111,7 +111,7 @@ def test_class_numbers_become_names(work, tree):
     assert all(id_.startswith("train-") for id_ in ids)
 
 
-def test_a_pinned_data_set_is_quiet_and_broken_connections_are_tried_again(work, tree):
+def test_a_pinned_data_set_causes_no_warning_and_broken_connections_are_retried(work, tree):
     found = run(work, ["-m", "vlm", "pin", "--task", "car_maker"], tree)
     assert found.returncode == 0, found.stderr
     commit = found.stdout.split()[-1]
@@ -137,7 +137,7 @@ def test_a_pinned_data_set_is_quiet_and_broken_connections_are_tried_again(work,
     ],
     ids=["repository", "revision", "split", "column", "label", "gated"],
 )  # fmt: skip
-def test_wrong_input_is_one_line(work, tree, change, options, message):
+def test_wrong_input_is_reported_in_one_line(work, tree, change, options, message):
     file = work / "configs/tasks/car_maker.yaml"
     file.write_text(file.read_text().replace(*change))
     result = run(work, ["run.py", "car_maker", FEW], tree, *options)
@@ -147,12 +147,12 @@ def test_wrong_input_is_one_line(work, tree, change, options, message):
 
 
 def downloaded(work: Path) -> list[str]:
-    """The paths of the files whose content was asked for."""
+    """The paths of the files whose content was requested."""
     entries = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     return [entry["path"] for entry in entries if entry["method"] == "GET" and "/resolve/" in entry["path"]]
 
 
-def test_the_second_run_asks_for_no_file(work, tree):
+def test_the_second_run_downloads_no_file(work, tree):
     command = ["run.py", "car_maker", FEW]
     assert run(work, command, tree).returncode == 0
     assert downloaded(work)
@@ -162,7 +162,7 @@ def test_the_second_run_asks_for_no_file(work, tree):
     assert not (work / "log.jsonl").exists() or not downloaded(work)
 
 
-def test_few_rows_do_not_fetch_all_files_and_more_of_them_change_no_test_row(work, tree):
+def test_few_rows_need_only_some_files_and_more_train_rows_do_not_change_the_other_splits(work, tree):
     file = work / "configs/tasks/car_maker.yaml"
     found = run(work, ["-m", "vlm", "pin", "--task", "car_maker"], tree)
     assert found.returncode == 0, found.stderr
@@ -178,7 +178,7 @@ def test_few_rows_do_not_fetch_all_files_and_more_of_them_change_no_test_row(wor
     assert file.exists()
 
 
-def test_downloads_survive_a_bad_day_of_the_hub(work, tree):
+def test_downloads_survive_many_faults_of_the_hub(work, tree):
     faults = [
         "--fail-after-bytes",
         "3000",
@@ -197,7 +197,7 @@ def test_downloads_survive_a_bad_day_of_the_hub(work, tree):
     assert data(work) == before
 
 
-def test_a_data_set_that_has_changed_stops_until_it_is_pinned_or_its_revision_changed(work, tree):
+def test_a_changed_data_set_is_an_error_until_it_is_pinned_or_its_revision_is_changed(work, tree):
     file = work / "configs/tasks/car_maker.yaml"
     text = (ROOT / "configs/tasks/car_maker.yaml").read_text()
     file.write_text(text)
@@ -214,7 +214,7 @@ def test_a_data_set_that_has_changed_stops_until_it_is_pinned_or_its_revision_ch
     assert run(work, ["run.py", "car_maker", FEW], tree).returncode == 0
 
 
-def test_a_class_of_several_columns(work, tree):
+def test_a_label_of_several_columns(work, tree):
     import pyarrow.parquet as pq
 
     rows = [
@@ -232,13 +232,13 @@ def test_a_class_of_several_columns(work, tree):
     assert set(dataset.ids_and_labels(work / "data" / "train.parquet")[1]) <= set(classes)
 
 
-def test_unpinned_stages_use_one_commit_although_the_branch_moves(work, tree, tmp_path):
+def test_unpinned_stages_use_the_same_commit_after_the_branch_moves(work, tree, tmp_path):
     moving = tmp_path / "moving"
     shutil.copytree(tree, moving)
     first = run(work, ["load.py", "450M"], moving)
     assert first.returncode == 0, first.stderr
     commit = first.stdout.split()[-1]
-    assert f"not pinned; all stages here use {commit}, which its newest commit was on 20" in first.stderr
+    assert f"not pinned; all stages on this machine use {commit}, which was the newest commit on 20" in first.stderr
     with (moving / "models/LiquidAI/LFM2-VL-450M/README.md").open("a") as file:
         file.write("more\n")
     (work / "log.jsonl").unlink()
@@ -252,7 +252,7 @@ def test_unpinned_stages_use_one_commit_although_the_branch_moves(work, tree, tm
     assert "warning" not in loaded.stderr
 
 
-def test_a_gated_model_wants_a_token_which_is_written_nowhere(work, tree):
+def test_a_gated_model_needs_a_token_which_is_not_written_to_any_file(work, tree):
     options = ["--require-token", "hf_secret123", "--gated", "LiquidAI/LFM2-VL-450M"]
     without = run(work, ["load.py", "450M"], tree, *options)
     assert without.returncode == 1
@@ -286,7 +286,7 @@ def test_weights_in_other_formats_are_not_loaded(work, tree, tmp_path):
     assert "pytorch_model.bin" not in (work / "log.jsonl").read_text()
 
 
-def test_a_model_loads_offline_from_the_cache_and_says_so_where_it_is_not_there(work, tree):
+def test_a_model_loads_offline_from_the_cache_and_its_absence_is_reported(work, tree):
     assert run(work, ["load.py", "450M"], tree).returncode == 0
     offline = run(work, ["load.py", "450M"], None, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
@@ -296,7 +296,7 @@ def test_a_model_loads_offline_from_the_cache_and_says_so_where_it_is_not_there(
     assert gone.stderr.splitlines()[-1].endswith("is not in the cache; unset HF_HUB_OFFLINE to download it")
 
 
-def test_without_a_network_it_says_so(work):
+def test_a_missing_network_is_reported(work):
     result = run(work, ["run.py", "car_maker", FEW], None, HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 1
     line = result.stderr.splitlines()[-1]
@@ -304,7 +304,7 @@ def test_without_a_network_it_says_so(work):
     assert line.endswith("check the network and try again")
 
 
-def test_without_network_and_cache_it_says_so(work):
+def test_offline_a_data_set_that_is_not_cached_is_reported(work):
     result = run(work, ["run.py", "car_maker", FEW], None, HF_HUB_OFFLINE="1")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].endswith(

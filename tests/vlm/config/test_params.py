@@ -72,7 +72,7 @@ def work(tmp_path, monkeypatch):
 
 
 def message_of(file: str, old: str, new: str) -> str:
-    """The message after changing `old` into `new` in a file; one line, and about that file."""
+    """The error message, which is one line, after replacing `old` by `new` in a file."""
     assert old in FILES[file]
     Path(file).write_text(FILES[file].replace(old, new, 1))
     with pytest.raises(InputError) as caught:
@@ -82,7 +82,7 @@ def message_of(file: str, old: str, new: str) -> str:
     return message
 
 
-def test_the_three_files_become_one_frozen_object():
+def test_the_three_files_are_read_into_one_frozen_object():
     params = load_params()
     assert (params.seed, params.prepare.test, params.finetune.lora.r) == (23, 10, 8)
     assert (params.model.name, params.model.id, params.model.learning_rate) == ("small", "org/small", 0.0005)
@@ -92,7 +92,7 @@ def test_the_three_files_become_one_frozen_object():
 
 
 @pytest.mark.parametrize("options", ["options: {}\n", "options:\n", ""])
-def test_a_models_file_of_three_lines_takes_the_usual(options):
+def test_a_models_file_without_options_uses_the_defaults(options):
     Path("configs/models/small.yaml").write_text(f"id: org/small\nrevision: null\n{options}")
     model = load_model("small")
     assert (model.dtype, model.attention, model.learning_rate, model.lora_modules) == ("bfloat16", "sdpa", 0.0002, {})
@@ -130,8 +130,8 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("{language: 1.0, projector: 1.0, vision: 1.0}", "{language: 0, projector: 0, vision: 0}", "params.yaml: finetune.lr_scale: 0 for every part trains nothing"),
         ("gpu: null", "gpu: RTX4090", "params.yaml: modal.gpu: 'RTX4090' should be one of L4, H100 (see configs/gpus.yaml)"),
         ("timeout: 24", "timeout: 99", "params.yaml: modal.timeout: 99 should be less than or equal to 24"),
-        ("model: small", "model: large", "params.yaml: model: 'large' has no file configs/models/large.yaml; there are small"),
-        ("task: pets", "task: cars", "params.yaml: task: 'cars' has no file configs/tasks/cars.yaml; there are pets"),
+        ("model: small", "model: large", "params.yaml: model: 'large' has no file configs/models/large.yaml; the available names are small"),
+        ("task: pets", "task: cars", "params.yaml: task: 'cars' has no file configs/tasks/cars.yaml; the available names are pets"),
         ("model: small", "model: 3", "params.yaml: model: 3 should be the name of a file in configs/models, without .yaml"),
         ("model: small\n", "", "params.yaml: model: is missing; add it"),
         ("seed: 23", "seed: 23\nseed: 24", "params.yaml: line 4: found duplicate key \"seed\""),
@@ -140,7 +140,7 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("seed: 23", "\tseed: 23", "params.yaml: line 3: "),
     ],
 )  # fmt: skip
-def test_a_bad_value_in_params_yaml_is_one_line(old, new, message):
+def test_a_bad_value_in_params_yaml_is_reported_in_one_line(old, new, message):
     assert message_of("params.yaml", old, new).startswith(message)
 
 
@@ -174,19 +174,19 @@ def test_a_bad_value_in_params_yaml_is_one_line(old, new, message):
             "dtype: there is no such key; the keys here are id, revision, runs_on_cpu, gpu, options",
         ),
         ("options:\n", "optoins:\n", "optoins: there is no such key; the keys here are id, revision, runs_on_cpu"),
-        ("runs_on_cpu: true", "name: small", "name: there is no such key; the file's own name is the name"),
+        ("runs_on_cpu: true", "name: small", "name: there is no such key; the name is taken from the file name"),
         (MODEL, "- id\n", "should be a mapping of keys to values"),
         (MODEL, "", "should be a mapping of keys to values"),
     ],
 )
-def test_a_bad_value_in_a_models_file_is_one_line(old, new, message):
+def test_a_bad_value_in_a_models_file_is_reported_in_one_line(old, new, message):
     assert message_of("configs/models/small.yaml", old, new).startswith(f"configs/models/small.yaml: {message}")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("labels: [cat, dog]", "labels: [cat, dog, cat]", "labels: 'cat' stands there twice; every label may stand there once"),
+        ("labels: [cat, dog]", "labels: [cat, dog, cat]", "labels: 'cat' is listed twice; list every label once"),
         ("labels: [cat, dog]", "labels: [cat, dog, bird]", "classes: the label 'bird' is missing; every label needs an entry"),
         ("labels: [cat, dog]", "labels: []", "labels: [] should have at least one entry"),
         ("labels: [cat, dog]", "labels: cat", "labels: 'cat' should be a list"),
@@ -203,35 +203,37 @@ def test_a_bad_value_in_a_models_file_is_one_line(old, new, message):
         ("{folder: pets}", "{badges: {severity: 1, icon: {cat: a, dog: b}}}", "source.badges."),
         ("user: Which?", "user: null", "prompt.user: null should be text; put it in quotes"),
         (", user: Which?", "", "prompt.user: is missing; add it"),
-        ("user: Which?", "user: 'Which? {label}'", "prompt.user: 'Which? {label}' {label} is no placeholder; the list of labels is {labels}"),
+        ("user: Which?", "user: 'Which? {label}'", "prompt.user: 'Which? {label}' {label} is not a placeholder; use {labels} for the list of labels"),
         ("cat: [kitten]", "cat: ['', kitten]", "aliases.cat: an alias is empty or has no letter or digit; remove it"),
         ("prompt: {", "prompt: {assistant: x, ", "prompt.assistant: there is no such key; the keys here are system, user"),
         ("columns: {image: image, label: label}", "columns: {picture: image}", "columns.picture: there is no such key; the keys here are image, label"),
     ],
 )  # fmt: skip
-def test_a_bad_value_in_a_tasks_file_is_one_line(old, new, message):
+def test_a_bad_value_in_a_tasks_file_is_reported_in_one_line(old, new, message):
     assert message_of("configs/tasks/pets.yaml", old, new).startswith(f"configs/tasks/pets.yaml: {message}")
 
 
-def test_a_missing_params_yaml_is_one_line():
+def test_a_missing_params_yaml_is_reported_in_one_line():
     Path("params.yaml").unlink()
     with pytest.raises(InputError, match=r"^params\.yaml: cannot be read: no such file or directory$"):
         load_params()
 
 
-def test_a_file_that_is_no_text_is_one_line():
+def test_a_file_that_is_not_text_is_reported_in_one_line():
     Path("params.yaml").write_bytes(b"model: \xff\n")
     with pytest.raises(InputError, match=r"^params\.yaml: should be text in UTF-8$"):
         load_params()
 
 
 @pytest.mark.parametrize(("load", "kind"), [(load_model, "models"), (load_task, "tasks")])
-def test_a_name_without_a_file_lists_the_names_there_are(load, kind):
-    with pytest.raises(InputError, match=re.escape(f"'nothing' has no file configs/{kind}/nothing.yaml; there are ")):
+def test_a_name_without_a_file_lists_the_available_names(load, kind):
+    with pytest.raises(
+        InputError, match=re.escape(f"'nothing' has no file configs/{kind}/nothing.yaml; the available names are ")
+    ):
         load("nothing")
 
 
-def test_reported_ends_with_the_line_and_exit_code_1(capsys):
+def test_reported_prints_the_line_and_exits_with_code_1(capsys):
     with pytest.raises(SystemExit) as caught, reported():
         raise InputError("params.yaml: seed: is missing; add it")
     assert caught.value.code == 1

@@ -22,7 +22,7 @@ def task(**changes) -> Task:
 # Prompt and answer
 
 
-def test_the_conversation_is_word_for_word_this():
+def test_the_exact_conversation():
     makers = task(
         labels=["Audi", "BMW"], aliases={}, prompt={"system": "Be brief.", "user": "Which?\n\n{labels}\n\nSay it."}
     )
@@ -32,12 +32,12 @@ def test_the_conversation_is_word_for_word_this():
     ]
 
 
-def test_labels_fill_the_system_prompt_too_and_it_may_be_missing():
+def test_labels_are_inserted_into_the_system_prompt_which_is_optional():
     assert task(labels=["Audi", "BMW"], aliases={}).conversation()[0]["content"] == "You know Audi\nBMW."
     assert [message["role"] for message in task(prompt={"user": "Which?"}).conversation()] == ["user"]
 
 
-def test_the_conversation_carries_the_image():
+def test_the_conversation_contains_the_image():
     picture = object()
     assert task().conversation(picture)[-1]["content"][0] == {"type": "image", "image": picture}
 
@@ -50,13 +50,13 @@ def test_the_conversation_carries_the_image():
         ('the "best"', '{"pred_class": "the \\"best\\""}'),
     ],
 )
-def test_the_answer_is_word_for_word_this(label, answer):
+def test_the_exact_answer(label, answer):
     makers = task(labels=["BMW", "Škoda", 'the "best"'], aliases={})
     assert makers.answer(label) == answer
     assert makers.parse(answer) == label
 
 
-def test_a_bare_label_may_be_the_answer_and_is_parsed_as_is_the_json():
+def test_the_answer_may_be_a_bare_label_and_both_forms_are_parsed():
     makers = task(answer="label")
     assert makers.answer("Land Cruiser") == "Land Cruiser"
     assert makers.parse("Land Cruiser") == makers.parse('{"pred_class": "Land Cruiser"}') == "Land Cruiser"
@@ -75,7 +75,7 @@ def test_the_picture_may_come_last():
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_every_label_and_every_answer_is_understood(label):
+def test_every_label_and_every_answer_is_parsed(label):
     makers = task()
     assert makers.parse(label) == makers.parse(makers.answer(label)) == makers.parse_leniently(label) == label
 
@@ -122,7 +122,7 @@ def test_parse(text, label):
         ("a Bayerische  Motorenwerke car", "BMW"),
         ("a ROLLS ROYCE", "Rolls-Royce"),
         ("a Land Rover", "Land"),
-        ("a Land Cruiser", "Land Cruiser"),  # holds the label "Land"
+        ("a Land Cruiser", "Land Cruiser"),  # contains the label "Land"
         ("a Land Cruiser on land", None),
         ("a BMW or an Aston", None),
         ("BMWs", None),
@@ -134,17 +134,17 @@ def test_parse_leniently(text, label):
     assert task().parse_leniently(text) == label
 
 
-def test_labels_that_differ_in_punctuation_only_are_told_apart_strictly_and_not_leniently():
+def test_labels_that_differ_only_in_punctuation_are_distinguished_only_by_the_strict_parser():
     grades = task(labels=["C", "C++"], aliases={})
     assert grades.parse("C++") == "C++"
     assert grades.parse_leniently("I would say C++") is None
 
 
-def test_a_label_of_punctuation_is_mentioned_by_nothing():
+def test_a_label_of_punctuation_is_never_found_by_the_lenient_parser():
     assert task(labels=["?", "BMW"], aliases={}).parse_leniently("What? BMW") == "BMW"
 
 
-# What cannot be
+# Invalid tasks
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_label_of_punctuation_is_mentioned_by_nothing():
     [
         (
             {"labels": ["BMW", "Audi", "BMW"], "aliases": {}},
-            "labels: 'BMW' stands there twice; every label may stand there once",
+            "labels: 'BMW' is listed twice; list every label once",
         ),
         (
             {"labels": ["BMW", " Audi"], "aliases": {}},
@@ -170,7 +170,7 @@ def test_a_label_of_punctuation_is_mentioned_by_nothing():
         ),
     ],
 )
-def test_an_inconsistent_task_is_refused(changes, message):
+def test_an_inconsistent_task_is_an_error(changes, message):
     with pytest.raises(ValidationError) as caught:
         task(**changes)
     assert message in caught.value.errors()[0]["msg"]
@@ -181,21 +181,21 @@ def test_an_inconsistent_task_is_refused(changes, message):
     [
         ({}, "names no kind; give exactly one of badges, hub, folder"),
         ({"hub": "a/b", "folder": "c"}, "names hub and folder; give exactly one of badges, hub, folder"),
-        ({"folder": "c", "revision": "main"}, "revision does nothing beside folder; remove it"),
-        ({"hub": "a/b", "metadata": "c.csv"}, "metadata does nothing beside hub; remove it"),
-        ({"hub": "a/b", "test": "train"}, "test: 'train' is train too; null holds test out of train"),
+        ({"folder": "c", "revision": "main"}, "revision has no effect with folder; remove it"),
+        ({"hub": "a/b", "metadata": "c.csv"}, "metadata has no effect with hub; remove it"),
+        ({"hub": "a/b", "test": "train"}, "test: 'train' is also the train split; null holds test out of train"),
     ],
 )
-def test_an_inconsistent_source_is_refused(source, message):
+def test_an_inconsistent_source_is_an_error(source, message):
     with pytest.raises(ValidationError) as caught:
         Source(**source)
     assert message in caught.value.errors()[0]["msg"]
 
 
-def test_a_task_does_not_change():
+def test_a_task_is_immutable():
     with pytest.raises(ValidationError):
         task().labels = ("BMW",)
 
 
-def test_the_answer_can_be_read_by_any_json_reader():
+def test_the_answer_is_valid_json():
     assert json.loads(task().answer("BMW")) == {"pred_class": "BMW"}
