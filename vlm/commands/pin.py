@@ -51,7 +51,8 @@ def _write(file: Path, path: list[str], value: str) -> str:
     text = file.read_bytes().decode()  # read_text would turn \r\n into \n
     changed = _set(text, path, value)
     if changed == text:
-        return f"{file}: {'.'.join(path)}: still {value}; to pin the newest, set it to null first"
+        hint = "" if value.startswith("sha256:") else "; to pin the newest, set it to null first"
+        return f"{file}: {'.'.join(path)}: still {value}{hint}"
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_bytes(changed.encode())
     temporary.replace(file)

@@ -195,18 +195,29 @@ def _cancel(call: modal.FunctionCall, request: Request, bar: Callable) -> None:
                 modal.FunctionCall.from_id(id_).cancel(terminate_containers=True)
         volume.remove_file(calls)  # the next run starts new calls
     _stop_app()  # also ends calls that were started but not yet recorded
-    seconds = 0.0
-    with suppress(exception.Error, FileNotFoundError):
-        for entry in volume.listdir(str(request.folder()), recursive=True):
-            if "/attempts/" in entry.path and entry.path.endswith(".json"):
-                note = json.loads(read_file(entry.path))
-                seconds += (note["seen"] if note["ended"] else time.time()) - note["started"]
+    seconds = sum(
+        # The newest attempt ran until now; an older one that did not end was killed after it was last seen.
+        (time.time() if note is notes[-1] and not note["ended"] else note["seen"]) - note["started"]
+        for notes in _attempts(request).values()
+        for note in notes
+    )
     bar(
         Log(
             f"cancelled on Modal after {seconds * request.gpus():.0f} s of {request.gpu}, "
             f"about ${seconds * request.dollars_per_second:.2f}"
         )
     )
+
+
+def _attempts(request: Request) -> dict[str, list[dict]]:
+    """What the attempts at each shard have noted on the volume, in the order in which they started."""
+    notes: dict[str, list[dict]] = {}
+    with suppress(exception.Error, FileNotFoundError):
+        for entry in volume.listdir(str(request.folder()), recursive=True):
+            if "/attempts/" in entry.path and entry.path.endswith(".json"):
+                shard = entry.path.partition("/attempts/")[0]
+                notes.setdefault(shard, []).append(json.loads(read_file(entry.path)))
+    return {shard: sorted(found, key=lambda note: note["started"]) for shard, found in notes.items()}
 
 
 def _stop_app() -> None:
