@@ -69,6 +69,19 @@ def test_a_plan_for_this_machine_uses_times_of_local_runs(checkout):
     assert 60 * minutes + seconds == pytest.approx(runtime["seconds"], rel=0.05)
 
 
+def test_a_run_in_progress_is_named(checkout):
+    """As DVC notes it: the reader's or writer's process, by path."""
+    lock = checkout / ".dvc" / "tmp" / "rwlock"
+    lock.parent.mkdir(exist_ok=True)
+    holder = {"pid": os.getpid(), "cmd": "dvc repro"}
+    lock.write_text(json.dumps({"write": {str(checkout / "configs/tasks/car_badges.yaml"): holder}, "read": {}}))
+    try:
+        error = run(checkout, sys.executable, "-m", "vlm", "plan", code=1)
+    finally:
+        lock.unlink()
+    assert re.fullmatch(rf"error: a run is .*\(process {os.getpid()}: dvc repro\).*\n", error)
+
+
 def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu(checkout):
     edit(checkout, "dvc.lock", "model: tiny", "model: 450M")
     for name in ("structured_eval", "final_eval"):
@@ -91,16 +104,3 @@ def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu
     assert table["structured_eval"][1] == "Modal, H100"
     edit(checkout, "params.yaml", "gpu: H100:2 ", "gpu: H10 ")
     assert "modal.gpu: 'H10' should be one of" in run(checkout, sys.executable, "-m", "vlm", "plan", code=1)
-
-
-def test_a_run_in_progress_is_named(checkout):
-    """As DVC notes it: the reader's or writer's process, by path."""
-    lock = checkout / ".dvc" / "tmp" / "rwlock"
-    lock.parent.mkdir(exist_ok=True)
-    holder = {"pid": os.getpid(), "cmd": "dvc repro"}
-    lock.write_text(json.dumps({"write": {str(checkout / "configs/tasks/car_badges.yaml"): holder}, "read": {}}))
-    try:
-        error = run(checkout, sys.executable, "-m", "vlm", "plan", code=1)
-    finally:
-        lock.unlink()
-    assert re.fullmatch(rf"error: a run is .*\(process {os.getpid()}: dvc repro\).*\n", error)
