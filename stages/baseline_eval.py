@@ -18,6 +18,9 @@ def main() -> None:
                 "runtime.json": "metrics/runtime/baseline_eval.json",
             },
         )
+    print(
+        f"baseline_eval: {compute.speed('metrics/runtime/baseline_eval.json')}; answers in predictions/baseline_eval.parquet"
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main() -> None:
                 "runtime.json": "metrics/runtime/final_eval.json",
             },
         )
+    print(f"final_eval: {compute.speed('metrics/runtime/final_eval.json')}; answers in predictions/final_eval.parquet")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+from vlm.compute.local import end_with_dvc
 from vlm.compute.progress import ProgressBar
 from vlm.config import Params, load_params, pins
 from vlm.config.errors import reported
@@ -13,13 +14,14 @@ from vlm.sources import preparation
 
 def main() -> None:
     params = load_params()
+    end_with_dvc()
     _warn_of_tiny(params)
     started = time.perf_counter()
     with ProgressBar() as emit:
         report = preparation.prepare(params.task, params.prepare, params.seed, Path("data"), emit)
     seconds = time.perf_counter() - started
 
-    json_files.write("metrics/prepare.json", {"rows": report.total})
+    json_files.write("metrics/prepare.json", {"rows": report.total, "left_out": len(report.skipped)})
     json_files.write("plots/prepare/details.json", report.details())
     preparation.write_skipped(Path("plots/prepare/skipped.csv"), report)
     runtime = {"seconds": round(seconds, 2), "images_per_second": round(report.total / seconds, 2)}

@@ -18,6 +18,9 @@ def main() -> None:
                 "runtime.json": "metrics/runtime/structured_eval.json",
             },
         )
+    print(
+        f"structured_eval: {compute.speed('metrics/runtime/structured_eval.json')}; answers in predictions/structured_eval.parquet"
+    )
 
 
 if __name__ == "__main__":

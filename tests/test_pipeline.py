@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from vlm.config.yaml_files import read_yaml
+from vlm.training.checkpoints import last_checkpoint
 
 ROOT = Path(__file__).parents[1]
 STANDINS = ROOT / "tests" / "standins"
@@ -85,9 +86,10 @@ class Clone:
 
     def start_finetune(self, *command: str) -> subprocess.Popen:
         """Starts `command` and waits until the training has a checkpoint."""
+        before = set(self.jobs.glob("finetuning-*/checkpoints"))  # of other jobs, which were killed earlier
         process = self.start(*command)
         deadline = time.monotonic() + 300
-        while not list(self.jobs.glob("finetuning-*/checkpoints/checkpoint-*/trainer_state.json")):
+        while not any(last_checkpoint(folder) for folder in set(self.jobs.glob("finetuning-*/checkpoints")) - before):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -137,7 +139,7 @@ def test_every_stage_leaves_its_results_and_says_them_in_a_line(tmp_path_factory
     lines = clone.run("dvc", "repro").splitlines()
     metrics = {name: json.loads((clone.folder / f"metrics/{name}.json").read_text()) for name in METRICS}
     details = {name: json.loads((clone.folder / f"plots/{name}/details.json").read_text()) for name in METRICS}
-    assert metrics["prepare"] == {"rows": 216}
+    assert metrics["prepare"] == {"rows": 216, "left_out": 0}
     assert all(set(metrics[name]) == {"accuracy"} for name in MEASURED)
     assert {"low", "high", "valid", "lenient_accuracy"} < set(details["final_eval_raw"])
     assert {"low", "high", "macro_f1", "log_loss", "ece"} < set(details["final_eval"])
@@ -162,7 +164,7 @@ def test_dvc_commands_show_the_results_and_fit_a_screen(clone):
     clone.run("dvc", "plots", "show")
     page = clone.folder / "dvc_plots"
     html = (page / "index.html").read_text()
-    drawn = ["baseline_eval", "structured_eval", "final_eval"]
+    drawn = MEASURED
     pictures = {"describe_samples", "compare_accuracy", *(f"{name}_mistakes" for name in drawn)}
     assert {file.name for file in (page / "static").iterdir()} == {f"workspace_plots_{name}.png" for name in pictures}
     sections = re.findall(r"""<div id = ['"]([^'"]*)['"]""", html)
@@ -189,8 +191,7 @@ def test_turning_the_fine_tuning_runs_what_depends_on_it(clone):
 
 
 def test_where_a_model_can_run_changes_nothing(clone):
-    clone.edit("configs/models/tiny.yaml", "runs_on_cpu: true", "runs_on_cpu: false")
-    clone.edit("configs/models/tiny.yaml", "gpu: L4", "gpu: H100")
+    clone.edit("configs/models/tiny.yaml", "runs_on_cpu: true", "runs_on_cpu: false\ngpu: H100")
     clone.edit("params.yaml", "compute: auto", "compute: local")
     clone.edit("params.yaml", "containers: 1", "containers: 4")
     assert clone.repro() == []
@@ -227,7 +228,7 @@ def test_killed_in_the_middle_of_training_goes_on_and_ends_with_the_same_adapter
         (clone.folder / file).write_text((clone.folder / file).read_text() + "# another colour\n")
     output = clone.run("dvc", "repro", "-f", "-s", "finetune")
     clone.run("git", "checkout", "vlm")
-    assert re.search(r"going on from the checkpoint of step [1-9]0\b", output)
+    assert re.search(r"resuming from the checkpoint of step [1-9]0\b", output)
     assert clone.results() == before
 
 
@@ -237,28 +238,33 @@ def test_a_stage_ends_with_the_dvc_that_started_it(clone):
     stages = [child for child in psutil.Process(process.pid).children(recursive=True) if "python" in child.name()]
     assert stages
     process.kill()  # dvc alone
+    process.wait()
     _, alive = psutil.wait_procs(stages, timeout=30)
     assert not alive
     output = clone.run("dvc", "repro", "-f", "-s", "finetune")
-    assert "going on from the checkpoint of step" in output
+    assert "resuming from the checkpoint of step" in output
     assert clone.results() == before
 
 
 def test_the_readmes_recipe_brings_everything_back_after_a_killed_experiment(clone):
     (recipe,) = re.findall(r"^git restore .*dvc checkout$", (ROOT / "README.md").read_text(), re.MULTILINE)
     before = clone.results()
+    own = clone.folder / "configs" / "tasks" / "flowers.yaml"
+    shutil.copyfile(clone.folder / "configs" / "tasks" / "own_pictures.yaml", own)
+    clone.run("git", "add", str(own))
     clone.kill_in_finetune("dvc", "exp", "run", "-S", "finetune.lora.r=3")
     assert "r: 3" in (clone.folder / "params.yaml").read_text()
     clone.run("bash", "-c", recipe)
-    assert clone.run("git", "status", "--porcelain") == ""
+    assert clone.run("git", "status", "--porcelain") == "A  configs/tasks/flowers.yaml\n"
     assert clone.results() == before
     assert clone.repro() == []
+    clone.run("git", "rm", "-fq", str(own))
 
 
 def test_a_killed_experiment_in_a_temporary_folder_goes_on_in_the_next(clone):
     clone.kill_in_finetune("dvc", "exp", "run", "--temp", "-S", "finetune.lora.r=2")
     output = clone.run("dvc", "exp", "run", "--temp", "-S", "finetune.lora.r=2")
-    assert re.search(r"going on from the checkpoint of step [1-9]0\b", output)
+    assert re.search(r"resuming from the checkpoint of step [1-9]0\b", output)
 
 
 def test_on_modal_the_results_are_the_same(clone):

@@ -82,7 +82,7 @@ def test_the_stage_writes_its_files_and_the_same_ones_again(work):
     again = written(work)
     assert {name for name in files if files[name] != again[name]} <= {"metrics/runtime/prepare.json"}
 
-    assert json.loads(files["metrics/prepare.json"]) == {"rows": 66}
+    assert json.loads(files["metrics/prepare.json"]) == {"rows": 66, "left_out": 0}
     metrics = json.loads(files["plots/prepare/details.json"])
     smallest, largest = metrics.pop("smallest_class"), metrics.pop("largest_class")
     assert 0 <= smallest <= 66 / 31 <= largest

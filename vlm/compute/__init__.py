@@ -1,5 +1,6 @@
 """Runs jobs, on this machine or on Modal, and hands their results to the stages."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,12 @@ def save(result: Path, targets: Mapping[str, str]) -> None:
             shutil.copytree(source, place)
         else:
             shutil.copyfile(source, place)
+
+
+def speed(runtime: str) -> str:
+    """What a job's file of runtimes says in a few words: "600 samples in 9 s, 64.6/s"."""
+    values = json.loads(Path(runtime).read_text(encoding="utf-8"))
+    return f"{values['samples']} samples in {values['seconds']:.0f} s, {values['samples_per_second']:.3g}/s"
 
 
 def place(model: ModelConfig, compute: Compute) -> Literal["local", "modal"]:

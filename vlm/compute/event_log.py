@@ -25,7 +25,10 @@ class EventLog:
         earlier = read_events(path.read_bytes()) if path.exists() else []
         # Removes an incomplete last line that a killed attempt may have left.
         path.write_text("".join(json.dumps(entry) + "\n" for entry in earlier), encoding="utf-8")
-        self.done = max((entry["done"] for entry in earlier if entry["type"] == "Progress"), default=0)
+        self._done: dict[tuple[int, str], int] = {}
+        for entry in earlier:
+            if entry["type"] == "Progress":
+                self._count(event_of(entry))
         self._seen = {(e["step"], name) for e in earlier if e["type"] == "Scalars" for name in e["values"]}
         self._attempt = attempt
         self._shard = shard
@@ -38,9 +41,18 @@ class EventLog:
         self._thread = threading.Thread(target=self._forward, daemon=True)
         self._thread.start()
 
+    @property
+    def done(self) -> int:
+        """Finished work, over all units: it grows as long as the job gets anywhere."""
+        return sum(self._done.values())
+
+    def _count(self, event: Progress) -> None:
+        unit = (event.total, event.unit)
+        self._done[unit] = max(self._done.get(unit, 0), event.done)
+
     def __call__(self, event: Event) -> None:
         if isinstance(event, Progress):
-            self.done = max(self.done, event.done)
+            self._count(event)
             if self._delayed and (self._delayed.total, self._delayed.unit) != (event.total, event.unit):
                 self._write(self._delayed)
             self._delayed = None

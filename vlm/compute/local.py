@@ -33,7 +33,7 @@ _FORGET_AFTER = 30 * 24 * 3600  # seconds since unfinished work was last touched
 @contextmanager
 def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
     """Runs `job` in its folder (see `reserved`), yields the folder. Scalars go to the trackers; DVCLive uses `live`."""
-    _end_with_dvc()
+    end_with_dvc()
     with reserved(key(job)) as (directory, bar), ExitStack() as stack:
         if any(directory.iterdir()):
             bar(Log("resuming the unfinished work of an earlier run"))
@@ -53,16 +53,19 @@ def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Pat
         yield directory
 
 
-def _end_with_dvc() -> None:
-    """Interrupts this process when the `dvc` that started it has died, since nobody would take the results.
+def end_with_dvc(interrupt: bool = True) -> None:
+    """Ends this process when the `dvc` that started it has died, since nobody would take the results.
 
-    Finished work is kept. A stage that was started by hand is not affected.
+    `interrupt` ends it as Ctrl-C does; otherwise it ends at once, which leaves a job on Modal running. Finished work is
+    kept. A stage that was started by hand is not affected.
     """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        if not interrupt:
+            os._exit(1)
         os.kill(os.getpid(), signal.SIGINT)
 
     if "DVC_STAGE" in os.environ:

@@ -40,6 +40,7 @@ def run(job: "Job", params: ModalParams, live: str | None, track_with: Sequence[
     this process is killed. Raises InputError for errors that the user can fix.
     """
     key = local.key(job)
+    local.end_with_dvc(interrupt=False)
     with local.reserved(f"{key}-modal") as (directory, bar):
         with explained():
             result, request = _result(

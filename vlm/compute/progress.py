@@ -84,7 +84,7 @@ class _Lines:
 
     def _break_silence(self) -> None:
         while not self._closed.wait(1.0):
-            if time.monotonic() - self._printed >= _SILENCE:
+            if self._last.done < self._last.total and time.monotonic() - self._printed >= _SILENCE:
                 self._print()
 
     def _print(self) -> None:

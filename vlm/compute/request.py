@@ -14,7 +14,7 @@ class Request(BaseModel):
     """A job and the settings to run it with, as plain JSON."""
 
     key: str
-    kind: str  # "vlm.evaluation.Evaluation"
+    kind: str  # "vlm.evaluation.job.Evaluation"
     job: str  # JSON
     inputs: dict[str, str]  # path in the job -> folder on the volume with the content
     from_hub: bool  # whether the model's weights have to be downloaded

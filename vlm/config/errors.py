@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import platformdirs
+
 # Messages of libraries that could not finish writing a file. torch's does not name the cause.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "os error 28")
 
@@ -22,12 +24,14 @@ def reported() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: finished work is kept, and the next run resumes from there", file=sys.stderr)
+        print("interrupted; what a job has finished is kept, and its next run resumes from there", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not is_disk_full(error):
             raise
-        place = getattr(error, "filename", None) or "unfinished work is in ~/.cache/vlm-pipeline, or XDG_CACHE_HOME"
+        place = (
+            getattr(error, "filename", None) or f"unfinished work is in {platformdirs.user_cache_path('vlm-pipeline')}"
+        )
         print(f"error: the disk is full ({place}): free some space; the next run resumes from there", file=sys.stderr)
         sys.exit(1)
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from vlm.config.task import Task
 
 
-def of(predictions: "pd.DataFrame", task: "Task", temperature: float | None = None) -> dict[str, float | int]:
+def of(predictions: "pd.DataFrame", task: "Task", fitted: float | None = None) -> dict[str, float | int]:
     """All metrics that apply to the predictions: those of probabilities if there are any, else those of raw answers.
 
-    `temperature` is the one that was fitted on the validation split; None leaves out the calibrated metrics. Raises
+    `fitted` is the temperature from the validation split; None leaves out the calibrated metrics. Raises
     ValueError if there are no predictions, or if they contain a label that is not one of the task's.
     """
     values = classification(predictions, task.labels)
@@ -29,8 +29,8 @@ def of(predictions: "pd.DataFrame", task: "Task", temperature: float | None = No
         values |= posterior(predictions, task.labels)
     else:
         values |= lenient(predictions, task)
-    if temperature is not None:
-        values |= calibrated(predictions, temperature, task.labels)
+    if fitted is not None:
+        values |= calibrated(predictions, fitted, task.labels)
     return values
 
 

@@ -115,10 +115,14 @@ def _parameters(folder: Path) -> int:
 
     from safetensors import safe_open
 
+    index = folder / "model.safetensors.index.json"  # of a model in several files
+    names = {"model.safetensors"}
+    if index.exists():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     count = 0
-    for path in folder.glob("model*.safetensors"):
-        with safe_open(path, "pt") as file:
-            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    for name in sorted(names):
+        with safe_open(folder / name, "pt") as file:
+            count += sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     return count
 
 

@@ -11,7 +11,7 @@ from vlm.config.events import Emit, Log
 from vlm.config.models import ModelConfig
 from vlm.config.params import FinetuneParams, ImageParams
 from vlm.config.task import Task
-from vlm.data import dataset
+from vlm.data import dataset, json_files
 from vlm.models import memory, runtime
 from vlm.training import adapter, checkpoints, lora
 
@@ -152,7 +152,7 @@ class FineTuning:
         if checkpoint:
             state = json.loads((checkpoint / "trainer_state.json").read_text())
             done_before = state["global_step"]
-            emit(Log(f"going on from the checkpoint of step {done_before}"))
+            emit(Log(f"resuming from the checkpoint of step {done_before}"))
             for entry in state["log_history"]:
                 reporting.emit_scalars(entry, emit)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -243,4 +243,4 @@ class FineTuning:
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "lora_modules": len(modules),
         }
-        (directory / "metrics.json").write_text(json.dumps(values))
+        json_files.write(directory / "metrics.json", values)

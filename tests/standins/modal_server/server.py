@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import collections
+import logging
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
@@ -30,6 +31,8 @@ from modal_server.service import Service
 from modal_server.volumes import Volumes
 
 TOKEN = {"MODAL_TOKEN_ID": "ak-fake", "MODAL_TOKEN_SECRET": "as-fake"}  # the only one that is valid
+
+logging.getLogger("grpclib.server").setLevel(logging.CRITICAL)  # it logs a traceback when a client is killed
 
 
 class Server:

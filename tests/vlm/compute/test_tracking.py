@@ -31,7 +31,6 @@ def test_wandb_is_required_only_if_named(monkeypatch):
 
 
 def test_wandb_records_the_values(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is optional and not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -2,6 +2,7 @@ import errno
 import subprocess
 import sys
 
+import platformdirs
 import pytest
 
 from vlm.config.errors import InputError, reported
@@ -11,7 +12,11 @@ from vlm.config.errors import InputError, reported
     ("error", "code", "line"),
     [
         (InputError("params.yaml: seed: is wrong"), 1, "error: params.yaml: seed: is wrong\n"),
-        (KeyboardInterrupt(), 130, "interrupted: finished work is kept, and the next run resumes from there\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted; what a job has finished is kept, and its next run resumes from there\n",
+        ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/cache/x"),
             1,
@@ -20,8 +25,7 @@ from vlm.config.errors import InputError, reported
         (
             RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"),
             1,
-            "error: the disk is full (unfinished work is in ~/.cache/vlm-pipeline, or XDG_CACHE_HOME): free some space; "
-            "the next run resumes from there\n",
+            "error: the disk is full (unfinished work is in {cache}): free some space; the next run resumes from there\n",
         ),
     ],
 )
@@ -29,7 +33,7 @@ def test_errors_that_the_user_can_fix_are_reported_in_one_line(error, code, line
     with pytest.raises(SystemExit) as ended, reported():
         raise error
     assert ended.value.code == code
-    assert capsys.readouterr().err == line
+    assert capsys.readouterr().err == line.replace("{cache}", str(platformdirs.user_cache_path("vlm-pipeline")))
 
 
 def test_a_bug_keeps_its_traceback():
