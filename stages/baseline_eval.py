@@ -18,9 +18,7 @@ def main() -> None:
                 "runtime.json": "metrics/runtime/baseline_eval.json",
             },
         )
-    print(
-        f"baseline_eval: {compute.speed('metrics/runtime/baseline_eval.json')}; answers in predictions/baseline_eval.parquet"
-    )
+    print(f"baseline_eval: {compute.speed('metrics/runtime/baseline_eval.json')}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main() -> None:
                 "runtime.json": "metrics/runtime/final_eval.json",
             },
         )
-    print(f"final_eval: {compute.speed('metrics/runtime/final_eval.json')}; answers in predictions/final_eval.parquet")
+    print(f"final_eval: {compute.speed('metrics/runtime/final_eval.json')}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ def main() -> None:
                 "runtime.json": "metrics/runtime/structured_eval.json",
             },
         )
-    print(
-        f"structured_eval: {compute.speed('metrics/runtime/structured_eval.json')}; answers in predictions/structured_eval.parquet"
-    )
+    print(f"structured_eval: {compute.speed('metrics/runtime/structured_eval.json')}")
 
 
 if __name__ == "__main__":
