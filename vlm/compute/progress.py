@@ -24,6 +24,8 @@ class ProgressBar:
         self._current: tuple[int, str] | None = None
 
     def __enter__(self) -> "ProgressBar":
+        if not self._terminal:
+            self._lines = _Lines(Progress(0, 1, "job"))  # until the job reports: loading a model can take minutes
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlm.compute import conductor, worker
-from vlm.compute.event_log import event_of, read_events
+from vlm.compute.event_log import EventLog, event_of, read_events
 from vlm.compute.files import sha256
 from vlm.compute.request import Request
 from vlm.config.errors import InputError
@@ -272,3 +272,18 @@ def test_merging_two_shards_equals_a_run_without_shards(task, tiny, image_params
     job.merge(parts, merged)
     for name in ("raw.parquet", "raw.json", "structured.parquet", "structured.json"):
         assert (merged / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_progress_over_several_units_only_grows(tmp_path):
+    """A second pass over the same samples must not look like an attempt that gets nowhere."""
+    path = tmp_path / "events.jsonl"
+    log, done = EventLog(path, 0, 0, lambda entries: None), []
+    for unit in ("raw answer", "structured answer"):
+        for count in (0, 300, 600):
+            log(Progress(count, 600, unit))
+            done.append(log.done)
+    log.close()
+    assert done == [0, 300, 600, 600, 900, 1200]
+    again = EventLog(path, 0, 1, lambda entries: None)
+    assert again.done == 1200  # a later attempt knows it
+    again.close()

@@ -1,5 +1,8 @@
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,3 +137,27 @@ def test_gpus_counts_the_visible_gpus_of_the_driver(tmp_path, monkeypatch, visib
     assert local.gpus() == count
     driver.unlink()
     assert local.gpus() == 0
+
+
+STAGE = """
+import sys, time
+from vlm.compute.local import end_with_dvc
+end_with_dvc(interrupt=sys.argv[1] == "True")
+print("started", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("interrupt", [True, False])
+def test_a_stage_ends_when_its_dvc_is_gone(interrupt):
+    """Interrupted where it computes itself; at once where it only watches a job on Modal, which runs on."""
+    script = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]); time.sleep(5)"
+    environment = os.environ | {"DVC_STAGE": "finetune", "PYTHONPATH": str(Path(vlm.__file__).parents[1])}
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", script, STAGE, str(interrupt)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    output, _ = dvc.communicate(timeout=40)  # ends when the stage, too, has closed its end of the pipe
+    assert output.split() == (["started", "interrupted"] if interrupt else ["started"])

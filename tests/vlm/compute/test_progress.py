@@ -58,6 +58,25 @@ def test_the_rate_of_a_resumed_job_excludes_earlier_work(capsys, clock):
     assert capsys.readouterr().err == "1000/1000 image in 00:10, 10.0/s\n"
 
 
+def test_without_a_terminal_a_job_that_has_not_reported_yet_gets_a_line(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SILENCE", 0.5)
+    with ProgressBar() as emit:
+        time.sleep(2.3)
+        emit(Progress(2, 2, "step"))
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"0/1 job in 00:0[12]", first)
+    assert last == "2/2 step"
+
+
+def test_a_finished_count_is_not_printed_again(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SILENCE", 0.5)
+    with ProgressBar() as emit:
+        emit(Progress(0, 2, "step"))
+        emit(Progress(2, 2, "step"))
+        time.sleep(2.3)
+    assert capsys.readouterr().err.count("2/2 step") == 1
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_new_unit_starts_a_new_bar_and_log_lines_stay_intact(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
