@@ -1,5 +1,5 @@
-# Sets everything up on a machine that has git, make and Python 3.11 or later, and runs it.
-# With uv at hand, `uv run dvc repro` and `uv run pytest` do the same.
+# Installs everything on a machine that has git, make and Python 3.11 or later, and runs the pipeline or the tests.
+# If uv is installed, `uv run dvc repro` and `uv run pytest` do the same.
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
@@ -8,13 +8,13 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 repro: .venv/ready          ## run the pipeline
 	$(UV) run --no-sync dvc repro
 
-plan: .venv/ready           ## what `repro` would run, where, how long and for how much
+plan: .venv/ready           ## what `repro` would run, where, for how long and at what cost
 	@$(UV) run --no-sync python -m vlm plan
 
-# One worker: several are unreliable, and what is worth doing side by side is done so where the jobs run (modal.containers).
+# One worker, because DVC's queue is unreliable with several. One evaluation can run in parallel: see modal.containers.
 MODELS := 450M,1.6B,3B
 TASK := car_maker
-sweep: .venv/ready          ## an experiment for each of MODELS on TASK, one after the other
+sweep: .venv/ready          ## an experiment with each of MODELS on TASK, one after the other
 	@echo "follow it from another terminal: dvc queue status; dvc queue logs NAME; dvc exp show --only-changed"
 	$(UV) run --no-sync dvc exp run --queue -S model=$(MODELS) -S task=$(TASK)
 	$(UV) run --no-sync dvc queue start --jobs 1
@@ -30,7 +30,7 @@ lint: .venv/ready
 	$(UV) run --no-sync ruff check
 	$(UV) run --no-sync ruff format --check
 
-lock: $(UV)                 ## resolve again and write requirements.lock, for pip and container images
+lock: $(UV)                 ## update uv.lock, and requirements.lock for pip and container images
 	$(UV) lock
 	$(UV) export --quiet --format requirements-txt --no-dev --no-emit-project --no-header --output-file requirements.lock
 
@@ -40,6 +40,6 @@ lock: $(UV)                 ## resolve again and write requirements.lock, for pi
 	@touch $@
 
 .uv/bin/uv:
-	@echo "putting uv into .uv"
+	@echo "installing uv into .uv"
 	python3 -m venv .uv
 	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv

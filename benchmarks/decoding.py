@@ -29,7 +29,7 @@ import torch
 from benchmarks.models import large_450m, with_vocabulary
 from vlm.config.params import load_params
 from vlm.config.task import Task
-from vlm.evaluation import batching, decoding
+from vlm.evaluation import batching, decoding, feed
 from vlm.evaluation.posterior import Posterior
 from vlm.models import loading
 
@@ -54,35 +54,8 @@ def main() -> None:
 def measure(
     name: str, vlm, processor, task: Task, batch_size: int, images: int, rounds: int, per_call: int
 ) -> list[dict]:
-    """One row per case. `per_call`: images for outlines_per_call; 0 leaves out Outlines and the 1,000 labels."""
-    last = task.model_copy(update={"prompt": task.prompt.model_copy(update={"image": "last"})})
-    many = task.model_copy(update={"labels": (*task.labels, *more_labels(1000 - len(task.labels)))})
-    many = many.model_copy(update={"prompt": many.prompt.model_copy(update={"user": filled(task)})})
-    cases: dict[str, tuple[Callable[[], object], int]] = {}
-
-    def batched(asked: Task, decode: Callable[[dict], object]) -> Callable[[], None]:
-        load = batching.Loader(DATA, processor, asked)
-
-        def run() -> None:
-            batches = batching.plan([0] * images, batch_size)  # all badges have one size
-            for _, inputs in batching.ahead(load, batches):
-                decode(inputs.to(vlm.device, vlm.dtype))
-
-        return run
-
-    @torch.inference_mode()
-    def prefill(inputs: dict) -> None:
-        vlm(**inputs, use_cache=False, logits_to_keep=1)
-
-    cases["prefill"] = batched(task, prefill), images
-    cases["prefill_picture_last"] = batched(last, prefill), images
-    cases["posterior"] = batched(task, Posterior(vlm, processor, task)), images
-    cases["posterior_shared_prefix"] = batched(last, Posterior(vlm, processor, last)), images
-    if per_call:
-        cases["posterior_1000_labels"] = batched(many, Posterior(vlm, processor, many)), images
-        cases["outlines_batched"] = batched(task, decoding.outlines(vlm, processor, task)), images
-        cases["outlines_kept"] = one_by_one(vlm, processor, task, per_call * 2, kept=True), per_call * 2
-        cases["outlines_per_call"] = one_by_one(vlm, processor, task, per_call, kept=False), per_call
+    """One row per case; see `cases_of` for `per_call`."""
+    cases = cases_of(vlm, processor, task, batch_size, images, per_call)
     seconds = dict.fromkeys(cases, 0.0)
     for run, _ in cases.values():
         run()  # a warm-up
@@ -112,6 +85,44 @@ def measure(
             row["agreement_with_posterior"] = agreement(vlm, processor, task, batch_size, images)
             print(f"the same label as posterior: {row['agreement_with_posterior']:.1%} of {images} images", flush=True)
     return rows
+
+
+def cases_of(
+    vlm, processor, task: Task, batch_size: int, images: int, per_call: int
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """Maps each case to a function that runs it and its number of images.
+
+    `per_call`: images for outlines_per_call; 0 leaves out Outlines and the 1,000 labels.
+    """
+    last = task.model_copy(update={"prompt": task.prompt.model_copy(update={"image": "last"})})
+    many = task.model_copy(update={"labels": (*task.labels, *more_labels(1000 - len(task.labels)))})
+    many = many.model_copy(update={"prompt": many.prompt.model_copy(update={"user": filled(task)})})
+    cases: dict[str, tuple[Callable[[], object], int]] = {}
+
+    def batched(asked: Task, decode: Callable[[dict], object]) -> Callable[[], None]:
+        load = batching.Loader(DATA, processor, asked)
+
+        def run() -> None:
+            batches = batching.plan([0] * images, batch_size)  # all badges have one size
+            for _, inputs in feed.feed(load, batches, vlm):
+                decode(loading.to_device(inputs, vlm))
+
+        return run
+
+    @torch.inference_mode()
+    def prefill(inputs: dict) -> None:
+        vlm(**inputs, use_cache=False, logits_to_keep=1)
+
+    cases["prefill"] = batched(task, prefill), images
+    cases["prefill_picture_last"] = batched(last, prefill), images
+    cases["posterior"] = batched(task, Posterior(vlm, processor, task)), images
+    cases["posterior_shared_prefix"] = batched(last, Posterior(vlm, processor, last)), images
+    if per_call:
+        cases["posterior_1000_labels"] = batched(many, Posterior(vlm, processor, many)), images
+        cases["outlines_batched"] = batched(task, decoding.outlines(vlm, processor, task)), images
+        cases["outlines_kept"] = one_by_one(vlm, processor, task, per_call * 2, kept=True), per_call * 2
+        cases["outlines_per_call"] = one_by_one(vlm, processor, task, per_call, kept=False), per_call
+    return cases
 
 
 def agreement(vlm, processor, task: Task, batch_size: int, images: int) -> float:

@@ -132,30 +132,15 @@ def measure(case: str, name: str, rows: int, batch_size: int, folder: Path) -> d
 def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple[int, float, float]:
     """Trains; returns the vocabulary size, the seconds, and the peak memory in GB after loading the model."""
     import contextlib
-    import dataclasses
     import io
     from unittest.mock import patch
 
     from transformers import TrainerCallback
 
-    from benchmarks import reference
     from vlm.config.events import Event, Progress
-    from vlm.config.params import load_params
     from vlm.models import loading
-    from vlm.training.job import FineTuning
 
-    params = load_params()
-    config = params.model.model_copy(update={"id": str(folder / name), "revision": None})
-    changes = {"epochs": EPOCHS, "batch_size": batch_size, "micro_batch": None, "eval_steps": 10_000, "eval_samples": 1}
-    job = FineTuning(
-        task=params.task,
-        model=config,
-        image=params.image,
-        finetune=params.finetune.model_copy(update=changes),
-        seed=23,
-        train=str(folder / f"{rows}.parquet"),
-        validation=str(folder / "validation.parquet"),
-    )
+    job = job_of(name, folder, rows, batch_size)
     ended: list[tuple[float, float]] = []
 
     def at_the_end(step: int, steps: int) -> None:
@@ -172,34 +157,56 @@ def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple
             at_the_end(event.done, event.total)
 
     with contextlib.redirect_stderr(io.StringIO()):  # a warning that these models are not pinned
-        loaded, processor = loading.load(config, params.image)
+        loaded, processor = loading.load(job.model, job.image)
     vocabulary = loaded.get_input_embeddings().num_embeddings
     with tempfile.TemporaryDirectory() as scratch:
         forget_peak()
         began = time.perf_counter()
-        try:
+        with contextlib.suppress(Finished):
             if case == "ours":
                 with patch.object(loading, "load", return_value=(loaded, processor)):  # loading is not measured
                     job.run(Path(scratch), emit)
             elif case == "reference":
-                job = dataclasses.replace(job, task=params.task.model_copy(update={"answer_form": "label"}))
-                reference.trainer(
-                    loaded,
-                    processor,
-                    job.task,
-                    job.finetune,
-                    job.train,
-                    Path(scratch),
-                    job.seed,
-                    reference.LEARNING_RATE,
-                    callbacks=(Watch(),),
-                ).train()
+                reference_trainer(job, loaded, processor, Path(scratch), Watch()).train()
             else:
                 sft_trainer(job, loaded, processor, Path(scratch), Watch(), fused=case == "sft_fused").train()
-        except Finished:
-            pass
     (end,) = ended
     return vocabulary, end[0] - began, end[1]
+
+
+def job_of(name: str, folder: Path, rows: int, batch_size: int):
+    """A fine-tuning job with the settings in params.yaml, on a model and rows that `prepare` wrote."""
+    from vlm.config.params import load_params
+    from vlm.training.job import FineTuning
+
+    params = load_params()
+    changes = {"epochs": EPOCHS, "batch_size": batch_size, "micro_batch": None, "eval_steps": 10_000, "eval_samples": 1}
+    return FineTuning(
+        task=params.task,
+        model=params.model.model_copy(update={"id": str(folder / name), "revision": None}),
+        image=params.image,
+        finetune=params.finetune.model_copy(update=changes),
+        seed=23,
+        train=str(folder / f"{rows}.parquet"),
+        validation=str(folder / "validation.parquet"),
+    )
+
+
+def reference_trainer(job, loaded, processor, directory: Path, callback):
+    """The reference recipe's trainer with the job's rows and settings, but its own learning rate and answers."""
+    from benchmarks import reference
+
+    return reference.trainer(
+        loaded,
+        processor,
+        job.task.model_copy(update={"answer_form": "label"}),
+        job.finetune,
+        job.train,
+        directory,
+        job.seed,
+        reference.LEARNING_RATE,
+        callbacks=(callback,),
+    )
 
 
 def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):

@@ -1,7 +1,7 @@
 """Compares raw generation in batches with one `generate` call per image: `python -m benchmarks.raw_generation`.
 
-Both decode and preprocess the same test images and stop at the end of the turn. After a warm-up, the two take turns.
-Prints a table and writes benchmarks/raw_generation.json. Needs `dvc repro prepare`.
+Both decode and preprocess the same test images and stop at the end of the turn. After a warm-up, the two cases take
+turns. Prints a table and writes benchmarks/raw_generation.json. Needs `dvc repro prepare`.
 """
 
 import json
@@ -26,13 +26,13 @@ def main() -> None:
     def run(batch_size: int, images: int) -> tuple[float, list[str]]:
         started, texts = time.perf_counter(), []
         for start in range(0, images, batch_size):
-            inputs = load(range(start, start + batch_size))
+            inputs = load(range(start, min(start + batch_size, images)))
             texts += decode(inputs.to(loaded.device, loaded.dtype)).texts
         return time.perf_counter() - started, texts
 
-    sizes = {"one_generate_per_image": 1, "batched": params.evaluation.batch_size}
+    sizes = {"one_generate_per_image": 1, "batched": params.evaluation.raw_batch_size}
     for size in sizes.values():
-        run(size, size)
+        run(size, min(size, IMAGES))
     seconds, texts = dict.fromkeys(sizes, 0.0), {}
     for _ in range(ROUNDS):
         for case, size in sizes.items():

@@ -8,16 +8,15 @@ makers.
 Step 1 trains the vision tower with a linear head to tell brands apart, because a tiny model trained end to end from
 scratch learns the form of the answers and ignores the picture. Step 2 trains everything on questions and answers.
 
-This file reproduces models/tiny byte for byte on one kind of machine (a test compares short runs). Step 1: 30,000
+This reproduces models/tiny byte for byte on one kind of machine (a test compares short runs). Step 1: 30,000
 photos of 83 brands, running accuracy on them 51 % after 900 steps, 70 % after 1,600, 90 % after 2,900, 99 % after
 4,900; 32 minutes on two cores shared with other work. Step 2: 500 steps, loss 0.26, 6 minutes. In total, including
 rendering, 41 minutes. `--tower` keeps the result of step 1, so that step 2 can be tried with other conversations
-(docs/log.md).
+(docs/log.md). The conversations are in models/tiny_conversations.py.
 """
 
 import argparse
 import io
-import json
 import math
 import shutil
 import time
@@ -32,6 +31,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from models import tiny_conversations
 from vlm.config.task import load_task
 from vlm.sources import badges
 
@@ -41,41 +41,6 @@ OTHER_BRANDS = """
     netflix nike nvidia peugeot pinterest puma python reddit renault samsung seat shell shopify skoda spotify starbucks
     tiktok uber visa wordpress youtube
 """.split()
-QUESTIONS = (
-    """
-    What is this?|Which brand is this?|What do you see?|Describe the picture.|Name the brand in the picture.
-    |Which company does this logo belong to?|What logo is shown here?|Tell me about this image.|Whose badge is this?
-    |Can you read this emblem?|Do you know this sign?|What is in this picture?|Which of these is it: {options}?
-    |Is it one of the following? {options}|Choose from this list:\n{lines}|What car, shop or product has this badge?
-""".strip()
-    .replace("\n    |", "|")
-    .split("|")
-)
-ANSWERS = (
-    """
-    This is the {brand} badge.|This is the {brand} logo.|It looks like {brand}.|I see the {brand} emblem.
-    |The picture shows the logo of {brand}.|That is {brand}.|A badge of {brand}.|{brand}, as far as I can tell.
-    |The brand is {brand}.|I think this is {brand}.
-""".strip()
-    .replace("\n    |", "|")
-    .split("|")
-)
-RECORDS = [
-    "Answer in JSON with the key {key}.",
-    "Give the brand as a JSON object, under {key}.",
-    "Return a JSON object that describes the image. Its only key is {key}.",
-]
-TASK_KEY = "pred_class"  # the key in Task.answer; tiny must not see it
-KEY_WORDS = """
-    answer badge brand car class company image kind label logo maker model name object pred prediction sign title type
-""".split()  # a JSON key is one or two of them
-SYSTEMS = [
-    "You are a helpful multimodal assistant.",
-    "You know many brands.",
-    "Answer briefly.",
-    "You describe pictures.",
-]
-
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -200,8 +165,9 @@ def build_model(tokenizer, seed: int):
 
 
 def render_pictures(names: list[str], makers: int, count: int, severity: float, share: float, seed: int, stream: int):
-    """uint8 pictures (count, 128, 128, 3) and labels (count,), easiest first; `share` is the fraction of
-    the first `makers` names.
+    """uint8 pictures (count, 128, 128, 3) and labels (count,), easiest first.
+
+    `share` is the fraction of pictures whose brand is one of the first `makers` names.
     """
     pictures = np.empty((count, badges.SIZE, badges.SIZE, 3), np.uint8)
     labels = np.empty(count, np.int64)
@@ -264,36 +230,23 @@ def train_tower(config, pictures: np.ndarray, labels: np.ndarray, classes: int, 
     return tower
 
 
-def sample_talk(brand: str, titles: list[str], rng: np.random.Generator) -> tuple[list[dict], str]:
-    """A conversation (without its answer) about a picture of `brand`, and the answer."""
-    if rng.random() < 0.3:
-        key = TASK_KEY
-        while key == TASK_KEY:
-            key = "_".join(rng.choice(KEY_WORDS, int(rng.integers(1, 3)), replace=False))
-        question = RECORDS[rng.integers(len(RECORDS))].replace("{key}", key)
-        answer = json.dumps({key: brand}, ensure_ascii=False)
-    else:
-        question = QUESTIONS[rng.integers(len(QUESTIONS))]
-        answer = ANSWERS[rng.integers(len(ANSWERS))].replace("{brand}", brand)
-    if "{" in question:
-        options = [brand, *rng.choice(titles, int(rng.integers(2, 30)), replace=False)]
-        rng.shuffle(options)
-        question = question.format(options=", ".join(options), lines="\n".join(options))
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    if rng.random() < 0.5:
-        messages.insert(0, {"role": "system", "content": SYSTEMS[rng.integers(len(SYSTEMS))]})
-    return messages, answer
-
-
-def _texts(talk: list[tuple[list[dict], str]]) -> list[str]:
-    """The full text of the conversations, to train the tokenizer on."""
-    texts = []
-    for messages, answer in talk:
-        for message in messages:
-            content = message["content"]
-            texts.append(f"{message['role']}\n{content if isinstance(content, str) else content[1]['text']}")
-        texts.append(f"assistant\n{answer}\n")
-    return texts
+def tower_weights(config, names: list[str], makers: int, settings: Settings, kept: Path | None) -> dict:
+    """The tower's weights after step 1: those in the file `kept` if it exists; otherwise trained, and written there."""
+    if kept and kept.exists():
+        return torch.load(kept, weights_only=True)
+    pictures, labels = render_pictures(
+        names,
+        makers,
+        settings.tower_images,
+        settings.tower_severity,
+        settings.tower_maker_share,
+        settings.seed,
+        stream=0,
+    )
+    weights = train_tower(config, pictures, labels, len(names), settings).state_dict()
+    if kept:
+        torch.save(weights, kept)
+    return weights
 
 
 def train_talk(model, processor, pictures, labels, titles: list[str], settings: Settings) -> None:
@@ -312,7 +265,7 @@ def train_talk(model, processor, pictures, labels, titles: list[str], settings: 
         chosen = rng.integers(0, len(pictures), settings.talk_batch)
         prompts, answers = [], []
         for label in labels[chosen]:
-            messages, answer = sample_talk(titles[label], titles, rng)
+            messages, answer = tiny_conversations.sample(titles[label], titles, rng)
             prompt = tokenizer.apply_chat_template(
                 messages, chat_template=CHAT_TEMPLATE, add_generation_prompt=True, tokenize=False
             )
@@ -348,28 +301,15 @@ def main() -> None:
     names = [*makers, *OTHER_BRANDS]
     titles = [simple_icons_pack.get_icon(name).title for name in names]
     rng = np.random.default_rng(settings.seed)
-    talk = [sample_talk(titles[rng.integers(len(titles))], titles, rng) for _ in range(4_000)]
-    tokenizer = build_tokenizer([*_texts(talk), *titles])
+    talk = [tiny_conversations.sample(titles[rng.integers(len(titles))], titles, rng) for _ in range(4_000)]
+    tokenizer = build_tokenizer([*tiny_conversations.texts(talk), *titles])
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, settings.seed)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(names)} brands")
 
-    if kept_tower and kept_tower.exists():
-        tower_weights = torch.load(kept_tower, weights_only=True)
-    else:
-        pictures, labels = render_pictures(
-            names,
-            len(makers),
-            settings.tower_images,
-            settings.tower_severity,
-            settings.tower_maker_share,
-            settings.seed,
-            0,
-        )
-        tower_weights = train_tower(model.config.vision_config, pictures, labels, len(names), settings).state_dict()
-        if kept_tower:
-            torch.save(tower_weights, kept_tower)
-    model.model.vision_tower.load_state_dict(tower_weights)
+    model.model.vision_tower.load_state_dict(
+        tower_weights(model.config.vision_config, names, len(makers), settings, kept_tower)
+    )
     pictures, labels = render_pictures(
         names,
         len(makers),

@@ -15,7 +15,7 @@ from vlm.sources import preparation
 def main() -> None:
     params = load_params()
     end_with_dvc()
-    _warn_of_tiny(params)
+    _warn_about_tiny(params)
     started = time.perf_counter()
     with ProgressBar() as emit:
         report = preparation.prepare(params.task, params.prepare, params.seed, Path("data"), emit)
@@ -24,7 +24,11 @@ def main() -> None:
     json_files.write("metrics/prepare.json", {"rows": report.total, "left_out": len(report.skipped)})
     json_files.write("plots/prepare/details.json", report.details())
     preparation.write_skipped(Path("plots/prepare/skipped.csv"), report)
-    runtime = {"seconds": round(seconds, 2), "images_per_second": round(report.total / seconds, 2)}
+    runtime = {
+        "samples": report.total,
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(report.total / seconds, 2),
+    }
     if params.task.source.hub is not None:
         runtime["source_commit"] = pins.verify_source(params.task)
     json_files.write("metrics/runtime/prepare.json", runtime)
@@ -33,10 +37,10 @@ def main() -> None:
     print(f"prepare: {report.summary()}" + ("; see plots/prepare/skipped.csv" if report.skipped else ""))
 
 
-def _warn_of_tiny(params: Params) -> None:
+def _warn_about_tiny(params: Params) -> None:
     if params.model.name == "tiny" and params.task.source.badges is None:
         print(
-            "warning: params.yaml: model: 'tiny' is a demonstration for car_badges and knows nothing of other "
+            "warning: params.yaml: model: 'tiny' is a demonstration for car_badges and knows nothing about other "
             "pictures; use a real model, e.g. `-S model=450M`",
             file=sys.stderr,
         )

@@ -1,5 +1,6 @@
 """Shared fixtures: the embedded model, and splits small enough to evaluate and train on in seconds."""
 
+import vlm  # noqa: F401  # isort: skip  (before torch, whose threads it sets up)
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def finetune_params():
         lr_scale=LearningRateScale(language=1.0, projector=1.0, vision=1.0),
         batch_size=4,
         micro_batch=None,
+        gradient_checkpointing="auto",
         eval_steps=2,
         eval_samples=8,
         select_by="accuracy",

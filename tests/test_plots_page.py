@@ -88,9 +88,9 @@ def test_bars_have_the_order_of_the_file(tmp_path):
 
 
 def test_checkpoints_have_their_intervals_and_an_axis_that_need_not_start_at_zero():
-    row = {"rev": "w", "step": "50", "accuracy": "0.8", "accuracy_low": "0.7", "accuracy_high": "0.9"}
+    row = {"rev": "w", "step": "50", "accuracy": "0.8", "low": "0.7", "high": "0.9"}
     spec = filled("checkpoints", [row], x="step", y="accuracy", title="T")
-    assert {"accuracy", "accuracy_low", "accuracy_high", "step", "rev"} <= fields(spec)
+    assert {"accuracy", "low", "high", "step", "rev"} <= fields(spec)
     assert any(layer["mark"]["type"] == "point" for layer in spec["layer"])
     scales = [layer["encoding"]["y"]["scale"] for layer in spec["layer"]]
     assert [scale["zero"] for scale in scales] == [False] * len(scales)

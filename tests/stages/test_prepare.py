@@ -88,12 +88,13 @@ def test_the_stage_writes_its_files_and_the_same_ones_again(work):
     assert 0 <= smallest <= 66 / 31 <= largest
     assert metrics == {
         "train_rows": 40, "validation_rows": 6, "test_rows": 20, "left_out": 0, "classes": 31,
-        "duplicates_dropped": 0, "conflicts_dropped": 0, "unreadable_skipped": 0, "other_classes_left_out": 0,
+        "duplicates_left_out": 0, "conflicts_left_out": 0, "unreadable_left_out": 0, "other_classes_left_out": 0,
         "blank": 0, "tiny_pictures": 0,
     }  # fmt: skip
     runtime = json.loads(files["metrics/runtime/prepare.json"])
-    assert runtime["seconds"] > 0
-    assert runtime["images_per_second"] == pytest.approx(66 / runtime["seconds"], rel=0.05)
+    assert list(runtime) == ["samples", "seconds", "samples_per_second"]
+    assert runtime["samples"] == 66 and runtime["seconds"] > 0
+    assert runtime["samples_per_second"] == pytest.approx(66 / runtime["seconds"], rel=0.05)
 
     assert "knows nothing" not in first.stderr
     assert files["plots/prepare/skipped.csv"] == b"id,kind,reason\n"
@@ -123,7 +124,7 @@ def test_a_task_of_ones_own_ends_with_one_line_and_warns_of_tiny(work, model):
     )
     warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: params.yaml: model: ")]
     assert warnings == [
-        "warning: params.yaml: model: 'tiny' is a demonstration for car_badges and knows nothing of other pictures; use a "
+        "warning: params.yaml: model: 'tiny' is a demonstration for car_badges and knows nothing about other pictures; use a "
         "real model, e.g. `-S model=450M`"
     ] * (model == "tiny")
     assert (work / "plots/prepare/skipped.csv").read_text() == "id,kind,reason\ncat/7.png,unreadable,is empty\n"
@@ -145,6 +146,6 @@ def test_wrong_input_is_one_line_and_exit_code_1(work):
     result = prepare(work)
     assert result.returncode == 1
     assert result.stderr == (
-        "error: params.yaml: prepare.train: null means all, and badges are endless; give a number\n"
+        "error: params.yaml: prepare.train: null means all, but badges have no limit; give a number\n"
     )
     assert not written(work)

@@ -24,25 +24,40 @@ _MIN_SPEEDUP = 1.05  # by which a larger batch has to be faster to be worth its 
 _MAX_SLOWER = 2  # consecutive sizes that were not faster
 
 
-def propose(params: Params, data: str, adapter: str | None = None) -> int:
-    """Returns the power of two with the most samples per second; prints the memory and speed of each size."""
+def seconds(forward: Callable[[], object]) -> float:
+    """The shorter time of two runs; the first run also includes allocations and loading of kernels."""
+    taken = []
+    for _ in range(2):
+        began = time.perf_counter()
+        forward()  # returns its result on the CPU, so the device has finished
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def propose(
+    params: Params, data: str, adapter: str | None = None, timed: Callable[[Callable[[], object]], float] = seconds
+) -> int:
+    """Returns the power of two with the most samples per second; prints the memory and speed of each size.
+
+    `timed` returns the seconds that a forward pass takes.
+    """
     import torch
 
     from vlm.evaluation.posterior import Posterior
 
     model, processor = loading.load(params.model, params.image, adapter)
     posterior = Posterior(model, processor, params.task)
-    lengths = batching.prompt_lengths(data, processor, params.task)
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
     load = batching.Loader(data, processor, params.task)
+    lengths = load.lengths()
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
     start, free = _used(), _free()
     print(f"{lengths[longest]} tokens in the longest prompt, {free / 1e9:.1f} GB free on {model.device}")
     best, fastest, slower, previous = 1, 0.0, 0, 0
     size = 1
     while size <= dataset.count(data) and slower < _MAX_SLOWER:
-        inputs = load([longest] * size).to(model.device, model.dtype)
+        inputs = loading.to_device(load([longest] * size), model)
         try:
-            rate = size / _seconds(lambda batch=inputs: posterior(batch))
+            rate = size / timed(lambda batch=inputs: posterior(batch))
         except RuntimeError as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -60,16 +75,6 @@ def propose(params: Params, data: str, adapter: str | None = None) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return best
-
-
-def _seconds(forward: Callable[[], object]) -> float:
-    """The shorter time of two runs; the first run also includes allocations and loading of kernels."""
-    taken = []
-    for _ in range(2):
-        began = time.perf_counter()
-        forward()  # returns its result on the CPU, so the device has finished
-        taken.append(time.perf_counter() - began)
-    return min(taken)
 
 
 def _used() -> int:

@@ -50,7 +50,7 @@ def classify(
     size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
 
     def ask(images: "Sequence[Image.Image]") -> "torch.Tensor":
-        return posterior(loading.encode(processor, task, list(images)).to(loaded.device, loaded.dtype))
+        return posterior(loading.to_device(loading.encode(processor, task, list(images)), loaded))
 
     for start in range(0, len(files), size):
         batch = [(file, _read(file)) for file in files[start : start + size]]

@@ -38,8 +38,8 @@ def merge(params: Params, adapter: str, output: Path, data: str) -> float:
     rows = range(min(_SAMPLES, dataset.count(data)))
     # One sample at a time, because a task with the picture last needs batches without padding
     posterior = Posterior(with_adapter.get_base_model(), processor, params.task)
-    device, dtype = with_adapter.device, with_adapter.get_base_model().dtype
-    expected = torch.cat([posterior(load([row]).to(device, dtype)) for row in rows])
+    inputs = [loading.to_device(load([row]), with_adapter.get_base_model()) for row in rows]
+    expected = torch.cat([posterior(one) for one in inputs])
 
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -48,7 +48,7 @@ def merge(params: Params, adapter: str, output: Path, data: str) -> float:
     written = params.model.model_copy(update={"id": str(temporary), "revision": pins.folder_hash(temporary)})
     merged, _ = loading.load(written, params.image)
     posterior = Posterior(merged, processor, params.task)
-    found = torch.cat([posterior(load([row]).to(device, dtype)) for row in rows])
+    found = torch.cat([posterior(one) for one in inputs])
     difference = float((found - expected).abs().max())
     if difference > _TOLERANCE[params.model.dtype]:
         shutil.rmtree(temporary)

@@ -3,6 +3,8 @@
 Times are estimated from an earlier run of the same stage with the same model on the same GPU or machine: from
 metrics/runtime/ in the working tree or in git's history, including experiments. They are scaled by the number of
 samples, which is only approximate. Without such a run there is no estimate.
+
+For a fine-tune on a GPU, a last line says how it fits into the GPU's memory.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import psutil
 import yaml
 
 from vlm import compute
+from vlm.compute import local
 from vlm.config import gpus
 from vlm.config.errors import InputError
 from vlm.config.params import Params, load_params
@@ -37,6 +40,15 @@ class Before:
     runtime: dict
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """The GPUs of a fine-tune."""
+
+    name: str  # "L4", "H100:4"
+    count: int
+    memory: int  # of each, in bytes
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This command has no arguments."""
 
@@ -44,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     params = load_params()
     rows, seconds, dollars, known = [], 0.0, 0.0, True
-    for stage, reason in stages_to_run().items():
+    stages = stages_to_run()
+    for stage, reason in stages.items():
         if reason is None or stage not in (*_GPU_STAGES, "prepare"):
             # The other stages only measure and take seconds.
             rows.append([stage, reason or "no", *[""] * (len(_HEAD) - 2)])
@@ -60,6 +73,8 @@ def main(arguments: argparse.Namespace) -> None:
     widths = [max(len(row[column]) for row in [_HEAD, *rows]) for column in range(len(_HEAD))]
     for row in [_HEAD, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if stages["finetune"] and (gpu := _gpu(params)):
+        print(f"finetune on {gpu.name}: {_fit(params, gpu)}")
 
 
 def stages_to_run() -> dict[str, str | None]:
@@ -115,7 +130,11 @@ def _run_in_progress() -> str | None:
 def estimate(
     params: Params, stage: str, gpu: str | None, price: float, samples: int | None
 ) -> tuple[float | None, float | None, str]:
-    """Estimates seconds and dollars, and names the run that they come from; `gpu` is None for this machine."""
+    """Estimates seconds and dollars, and names the run that they come from; `gpu` is None for this machine.
+
+    `price`: of one container, in dollars per second. Containers that share an evaluation divide its time by their
+    number; its cost stays the same, except that each of them has to start.
+    """
     matching = [
         run
         for run in _history(stage)
@@ -127,13 +146,15 @@ def estimate(
     if chosen is None:
         return None, None, f"no earlier run of {params.model.name} on {gpu or 'this machine'}"
     runtime = chosen.runtime
-    handled = runtime.get("samples") or round(runtime["seconds"] * runtime.get("images_per_second", 0))
+    handled = runtime.get("samples")
     scale = samples / handled if samples and handled else 1.0
+    containers = params.modal.containers if gpu and stage != "finetune" else 1
+    earlier = runtime.get("containers", 1)
     count = int((gpu or "").partition(":")[2] or 1)
-    starting = max(0.0, runtime.get("gpu_seconds", 0.0) / count - runtime["seconds"]) if gpu else 0.0
-    took = starting + runtime["seconds"] * scale
+    starting = max(0.0, runtime.get("gpu_seconds", 0.0) / count / earlier - runtime["seconds"]) if gpu else 0.0
+    took = starting + runtime["seconds"] * earlier * scale / containers
     source = f"{chosen.where}" if chosen.task == params.task.name else f"{chosen.where}, on {chosen.task}"
-    return took, took * price if gpu else None, source
+    return took, took * price * containers if gpu else None, source
 
 
 def _history(stage: str) -> Iterator[Before]:
@@ -163,10 +184,50 @@ def _git(*arguments: str) -> str | None:
 
 
 def _place(params: Params, stage: str) -> tuple[str, str | None, float]:
-    """Where a stage runs and, if on Modal, its GPU and its price in dollars per second."""
+    """Where a stage runs and, if on Modal, the GPU of a container and the container's price in dollars per second."""
     if stage == "prepare" or compute.place(params.model, params.compute) == "local":
         return "this machine", None, 0.0
-    return "Modal", *gpus.gpu_of(params.model, params.modal, several=stage == "finetune")
+    container = gpus.container_for(params.model, params.modal, several=stage == "finetune")
+    return "Modal", container.gpu, container.dollars_per_second
+
+
+def _gpu(params: Params) -> Gpu | None:
+    """The GPU or GPUs that finetune runs on; None if it runs on a CPU."""
+    _, on_modal, _ = _place(params, "finetune")
+    if on_modal:
+        return Gpu(on_modal, int(on_modal.partition(":")[2] or 1), round(gpus.memory_gb(on_modal) * 1e9))
+    count = local.gpus()
+    if not count:
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    sizes = [(int(mib), name) for name, _, mib in (line.rpartition(", ") for line in listed) if mib.isdigit()]
+    if not sizes:  # a GPU that shares the machine's memory
+        return None
+    mib, name = min(sizes)
+    return Gpu(name.removeprefix("NVIDIA ") + (f":{count}" if count > 1 else ""), count, int(mib) * 2**20)
+
+
+def _fit(params: Params, gpu: Gpu) -> str:
+    """How many samples at once fit into the GPU's memory, or what is missing to tell."""
+    knobs = params.finetune
+    batch = max(1, knobs.batch_size // gpu.count)
+    try:
+        from vlm.training import estimate, footprint
+
+        need = estimate.of_params(params, "data/train.parquet")
+    except InputError as error:
+        return f"memory not known: {error}"
+    except Exception as error:  # whatever a new architecture raises; the table above is still right
+        return f"memory not known: {type(error).__name__} in the estimate"
+    choices = footprint.candidates(batch, knobs.micro_batch, knobs.gradient_checkpointing)
+    fitting = footprint.first_fitting(choices, need, gpu.memory)
+    chosen = choices[min(fitting, len(choices) - 1)]
+    of_all = f"{chosen.samples} of {batch} samples at once" + (" on each" if gpu.count > 1 else "")
+    how = " with gradient checkpointing" if chosen.checkpointing else ""
+    takes = f"about {need.peak(chosen) / 1e9:.0f} of {gpu.memory / 1e9:.0f} GB (estimate)"
+    remedy = "; lower image.max_tokens or use a larger GPU" if fitting == len(choices) else ""
+    return f"{of_all}{how}, {takes}{remedy}"
 
 
 def _samples(params: Params, stage: str) -> int | None:

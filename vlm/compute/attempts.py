@@ -8,7 +8,6 @@ from vlm.compute.files import write_atomically
 from vlm.compute.request import Request
 from vlm.config.errors import InputError
 
-_SAVE_EVERY = 30.0  # maximum seconds between saves of unfinished work; early on, a tenth of the attempt's duration
 _MAX_KILLED = 3  # consecutive attempts killed at the same point
 
 
@@ -21,21 +20,20 @@ class Attempt:
         self.earlier = _notes(directory)
         self.started = psutil.Process().create_time()  # starting Python and importing are billed, too
         self.ended = False
+        self.cuda_error = False
         self.number = len(self.earlier)
         self._file = directory / "attempts" / f"{self.number}.json"
-        self._saved = time.monotonic()
-        self._began = time.monotonic()
 
     def note(self, done: int) -> None:
         """Records that the attempt is alive, or has ended, with `done` units of work finished."""
         note = {"started": self.started, "seen": time.time(), "ended": self.ended, "done": done}
+        note |= {"cuda_error": self.cuda_error}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._file, json.dumps(note))
-        self._saved = time.monotonic()
 
-    def save_is_due(self) -> bool:
-        now = time.monotonic()
-        return now - self._saved > min(_SAVE_EVERY, max(1.0, 0.1 * (now - self._began)))
+    def repeats_cuda_error(self, done: int) -> bool:
+        """Whether an earlier attempt ended with a CUDA error when no less work was done than now."""
+        return any(note.get("cuda_error") and note["done"] >= done for note in self.earlier)
 
     def refuse_hopeless(self) -> None:
         """Raises InputError if the last attempts were all killed, without an error, at the same point."""
@@ -43,7 +41,8 @@ class Attempt:
         if len(last) == _MAX_KILLED and not any(note["ended"] for note in last) and len({n["done"] for n in last}) == 1:
             raise InputError(
                 f"modal: the container was killed {_MAX_KILLED} times at the same point, probably because it ran "
-                "out of memory; try a smaller evaluation.batch_size or finetune.micro_batch, or another modal.gpu"
+                "out of memory; try a smaller evaluation.batch_size or finetune.micro_batch, or a larger "
+                "container.memory_gib_per_gpu in configs/gpus.yaml"
             )
 
 
@@ -75,11 +74,12 @@ class Limits:
 
 
 def spent(folder: Path, request: Request) -> dict[str, float | str]:
-    """GPU seconds and cost, at list price, of all attempts of a job so far, in all containers."""
+    """GPU seconds and cost, at list price with CPU and memory, of all attempts of a job so far, in all containers."""
     seconds = sum(seconds for shard in _attempts(folder) for seconds, _ in shard)
     return {
         "gpu": request.gpu,
         "gpu_seconds": round(seconds * request.gpus(), 1),
+        "containers": request.containers,
         "dollars_per_second": request.dollars_per_second,
         "dollars": round(seconds * request.dollars_per_second, 4),
     }

@@ -30,12 +30,12 @@ def conduct(
     this function started them or a caller that was lost, are not started again.
 
     Returns {"folder", "files": {path: sha256}} for the results on the volume, or {"error"} or {"traceback"} like
-    `work`, and in every case the cost: {"gpu", "gpu_seconds", "dollars_per_second", "dollars"}.
+    `work`, and in every case the cost: {"gpu", "gpu_seconds", "containers", "dollars_per_second", "dollars"}.
     """
-    reload()
     folder = volume / request.folder()
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        reload()
+        folder.mkdir(parents=True, exist_ok=True)
         if request.from_hub:
             _download(request, commit)
         calls = _calls(folder / "calls.json", request.containers, commit, spawn, wait)

@@ -129,7 +129,7 @@ def key(job: "Job") -> str:
     digest.update(" ".join(version(library) for library in ("torch", "transformers", "peft", "trl")).encode())
     packages = [Path(vlm.__file__).parent / package for package in job.PACKAGES]
     code = [file for package in packages for file in sorted(package.rglob("*.py"))]
-    inputs = [*job.inputs, *([job.model.id] if job.model.folder else [])]
+    inputs = [*job.inputs, *([job.model.folder] if job.model.folder else [])]
     data = [file for path in map(Path, inputs) for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     for file in [*code, *data]:
         if file.is_file():

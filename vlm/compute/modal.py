@@ -96,16 +96,18 @@ def _result(
 def _request(job: "Job", key: str, params: ModalParams) -> Request:
     """Uploads the job's input files that the volume lacks, and returns the request that describes the job."""
     shared = not job.DATA_PARALLEL  # an evaluation: containers share its batches; each uses one GPU
-    gpu, price = gpus.gpu_of(job.model, params, several=not shared)
+    container = gpus.container_for(job.model, params, several=not shared)
     folder = job.model.folder
-    inputs = [*job.inputs, *([job.model.id] if folder else [])]
+    inputs = {path: Path(path) for path in job.inputs} | ({job.model.id: folder} if folder else {})
     return Request.of(
         job,
         key=key,
-        inputs={path: upload(Path(path)) for path in inputs},
+        inputs={name: upload(path) for name, path in inputs.items()},
         from_hub=folder is None,
-        gpu=gpu,
-        dollars_per_second=price,
+        gpu=container.gpu,
+        cpu_cores=container.cpu_cores,
+        memory_gib=container.memory_gib,
+        dollars_per_second=container.dollars_per_second,
         containers=params.containers if shared else 1,
         max_dollars=params.max_dollars,
         seconds=params.timeout * 3600,

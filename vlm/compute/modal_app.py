@@ -1,14 +1,17 @@
 """The Modal app: its image, its volume and its two functions."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import modal
 
 import vlm
 from vlm.compute import conductor, worker
-from vlm.compute.modal_errors import UNREACHABLE, failure
+from vlm.compute.modal_errors import UNREACHABLE, failure, line
 from vlm.compute.request import Request
+from vlm.config.errors import InputError
 
 PYTHON = "3.11"  # the oldest version that pyproject.toml allows
 _MOUNT, _DISK = Path("/volume"), Path("/work")
@@ -23,7 +26,7 @@ image = (
     .uv_pip_install(requirements=[str(Path(vlm.__file__).parents[1] / "requirements.lock")])
     # Only the cache is on the volume: hf_xet keeps a log file open in HF_HOME, and Modal cannot reload a volume
     # with open files.
-    .env({"HF_HUB_CACHE": str(_MOUNT / "huggingface" / "hub"), "HF_HOME": "/tmp/huggingface"})
+    .env({"HF_HUB_CACHE": str(_MOUNT / worker.HUB_CACHE), "HF_HOME": "/tmp/huggingface"})
     .add_local_python_source("vlm")
 )
 
@@ -34,14 +37,19 @@ image = (
 def work(request: str, shard: int, since: float) -> dict:
     """Runs worker.work in its own container with a GPU."""
     parsed = Request.model_validate_json(request)
-    volume.reload()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # `conduct` has downloaded the weights
+    # `conduct` has downloaded the weights, and `worker.work` copies them from the volume. Set before huggingface_hub
+    # is imported, which reads these once.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(_DISK / worker.HUB_CACHE)}
 
     def send(entries: list[dict]) -> None:
         if entries:
             events_of(parsed.key).put_many(entries, block=False)
 
-    return worker.work(parsed, shard, since, _MOUNT, _DISK, volume.commit, send)
+    try:
+        _reload()
+        return worker.work(parsed, shard, since, _MOUNT, _DISK, _commit, send)
+    except InputError as error:
+        return {"error": str(error)}
 
 
 @app.function(image=image, volumes={_MOUNT: volume}, timeout=_DAY, retries=_RETRIES, single_use_containers=True)
@@ -63,7 +71,19 @@ def conduct(request: str) -> dict:
                 raise
             return {"error": failure(error)}
 
-    return conductor.conduct(parsed, _MOUNT, _DISK, volume.commit, volume.reload, spawn, wait)
+    return conductor.conduct(parsed, _MOUNT, _DISK, _commit, _reload, spawn, wait)
+
+
+def _not_refused(operation: Callable[[], None]) -> None:
+    """Commits or reloads the volume. Raises InputError if Modal refuses to, because it would at every attempt."""
+    try:
+        operation()
+    except RuntimeError as error:
+        raise InputError(f"modal: the volume can be neither committed nor reloaded: {line(error)}") from error
+
+
+_commit = partial(_not_refused, volume.commit)
+_reload = partial(_not_refused, volume.reload)
 
 
 def options(request: Request) -> dict:
@@ -71,7 +91,12 @@ def options(request: Request) -> dict:
     seconds = request.seconds
     if request.max_dollars is not None:
         seconds = min(seconds, request.max_dollars / request.dollars_per_second)
-    chosen = {"gpu": request.gpu, "timeout": min(_DAY, int(seconds) + _GRACE)}
+    chosen = {
+        "gpu": request.gpu,
+        "cpu": request.cpu_cores,  # without it, Modal reserves an eighth of a core, too little to feed a GPU
+        "memory": request.memory_gib * 1024,  # MiB
+        "timeout": min(_DAY, int(seconds) + _GRACE),
+    }
     return chosen | ({"region": request.region} if request.region else {})
 
 

@@ -19,7 +19,9 @@ class Request(BaseModel):
     inputs: dict[str, str]  # path in the job -> folder on the volume with the content
     from_hub: bool  # whether the model's weights have to be downloaded
     gpu: str  # "L4", "H100:4"
-    dollars_per_second: float  # for all GPUs of one container
+    cpu_cores: int  # of one container, like the next two
+    memory_gib: int
+    dollars_per_second: float  # GPUs, cores and memory
     containers: int
     max_dollars: float | None
     seconds: float  # time limit of the job

@@ -1,8 +1,9 @@
-"""Modal's GPUs and their prices, from configs/gpus.yaml."""
+"""Modal's GPUs, what a container with them reserves, and what it costs: configs/gpus.yaml."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,22 +16,69 @@ if TYPE_CHECKING:
 FILE = Path("configs/gpus.yaml")
 
 
-def gpu_of(model: "ModelConfig", modal: "ModalParams", several: bool) -> tuple[str, float]:
-    """The GPU for a job, and its price in dollars per second. Without `several`, "H100:4" is reduced to one H100.
+@dataclass(frozen=True)
+class Container:
+    """What a job asks Modal for, and the list price of all of it."""
 
-    Raises InputError for an unknown GPU.
+    gpu: str  # "L4", "H100:4"
+    cpu_cores: int
+    memory_gib: int
+    dollars_per_second: float  # GPUs, cores and memory
+
+
+def container_for(model: "ModelConfig", modal: "ModalParams", several: bool) -> Container:
+    """The container for a job. Without `several`, "H100:4" is reduced to one H100.
+
+    Raises InputError for an unknown GPU, for one that cannot run the model's dtype, and for a gap in configs/gpus.yaml.
     """
+    gpu = gpu_of(model, modal, several)
+    table = _read()
+    name, _, count = gpu.partition(":")
+    if model.dtype == "bfloat16" and name in _value(table, "without_bfloat16"):
+        raise InputError(
+            f"{_key(model, modal)}: {name} has no bfloat16, the dtype of {model.name}; choose another GPU, or "
+            f"`options.dtype: float16` in configs/models/{model.name}.yaml"
+        )
+    gpus = int(count or 1)
+    cores = gpus * _value(table, "cpu_cores", name)
+    memory = gpus * _value(table, "container", "memory_gib_per_gpu")
+    memory += cores * _value(table, "container", "memory_gib_per_core")
+    dollars = gpus * _value(table, "dollars_per_second", name)
+    dollars += cores * _value(table, "container", "dollars_per_core_second")
+    dollars += memory * _value(table, "container", "dollars_per_gib_second")
+    return Container(gpu, cores, memory, dollars)
+
+
+def gpu_of(model: "ModelConfig", modal: "ModalParams", several: bool) -> str:
+    """The GPU for a job. Without `several`, "H100:4" is reduced to one H100. Raises InputError for an unknown GPU."""
     gpu = modal.gpu or model.gpu
-    price = dollars_per_second(gpu, "params.yaml: modal.gpu" if modal.gpu else f"configs/models/{model.name}.yaml: gpu")
+    known = _value(_read(), "dollars_per_second")
     name, _, count = gpu.partition(":")
-    return (gpu, price) if several else (name, price / int(count or 1))
+    if name not in known or not re.fullmatch("[1-8]?", count) or gpu.endswith(":"):
+        raise InputError(
+            f"{_key(model, modal)}: {gpu!r} should be one of {', '.join(known)} (see {FILE}), with :2 to :8 for several"
+        )
+    return gpu if several else name
 
 
-def dollars_per_second(gpu: str, key: str) -> float:
-    """The price of a GPU ("L4") or of several ("H100:4"). Raises InputError, naming `key`, for an unknown GPU."""
-    prices = yaml.safe_load(FILE.read_text(encoding="utf-8"))["dollars_per_second"]
-    name, _, count = gpu.partition(":")
-    if name not in prices or not re.fullmatch("[1-8]?", count) or gpu.endswith(":"):
-        known = ", ".join(prices)
-        raise InputError(f"{key}: {gpu!r} should be one of {known} (see {FILE}), with :2 to :8 for several")
-    return prices[name] * int(count or 1)
+def memory_gb(gpu: str) -> float:
+    """The memory of one GPU, in GB: the same for "H100" and "H100:4". Raises InputError if the file lacks the GPU."""
+    return _value(_read(), "memory_gb", gpu.partition(":")[0])
+
+
+def _key(model: "ModelConfig", modal: "ModalParams") -> str:
+    """The file and key that choose the GPU."""
+    return "params.yaml: modal.gpu" if modal.gpu else f"configs/models/{model.name}.yaml: gpu"
+
+
+def _read() -> dict[str, Any]:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+
+
+def _value(table: dict[str, Any], *keys: str) -> Any:
+    value: Any = table
+    for key in keys:
+        if key not in value:
+            raise InputError(f"{FILE}: {'.'.join(keys)}: is missing; add it")
+        value = value[key]
+    return value

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from vlm.config.folders import in_repository
 from vlm.config.yaml_files import Frozen, named_file, validate
 
 
@@ -53,8 +54,12 @@ class ModelConfig(_Model, ModelOptions):
 
     @property
     def folder(self) -> Path | None:
-        """The model's folder if `id` is one on this machine; None for a repository on the Hub."""
-        return Path(self.id) if Path(self.id).is_dir() else None
+        """The model's folder if `id` is one on this machine; None for a repository on the Hub.
+
+        It is relative to the repository even if DVC runs in a copy of it (`dvc exp run --temp`).
+        """
+        path = in_repository(self.id)
+        return path if path.is_dir() else None
 
 
 def load_model(name: str) -> ModelConfig:

@@ -11,6 +11,7 @@ from vlm.config.task import Task, load_task
 from vlm.config.yaml_files import Frozen, read_mapping, validate
 
 Compute = Literal["auto", "local", "modal"]
+GradientCheckpointing = Literal["auto", True, False]
 
 
 class PrepareParams(Frozen):
@@ -26,6 +27,7 @@ class ImageParams(Frozen):
 
 class EvaluationParams(Frozen):
     batch_size: int = Field(gt=0)
+    raw_batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
 
 
@@ -59,6 +61,7 @@ class FinetuneParams(Frozen):
     lr_scale: LearningRateScale
     batch_size: int = Field(gt=0)
     micro_batch: int | None = Field(gt=0)
+    gradient_checkpointing: GradientCheckpointing
     eval_steps: int = Field(gt=0)
     eval_samples: int = Field(gt=0)
     select_by: Literal["accuracy", "eval_loss"]

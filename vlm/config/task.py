@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vlm.config.folders import in_repository
 from vlm.config.yaml_files import Frozen, named_file, validate
 
 
@@ -52,7 +53,7 @@ class Source(Frozen):
     def folder_path(self) -> Path:
         """The path of `folder`, relative to the repository even if DVC runs in a copy of it (`dvc exp run --temp`)."""
         assert self.folder is not None
-        return _in_repository(self.folder)
+        return in_repository(self.folder)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Source":
@@ -225,21 +226,6 @@ class Task(Frozen):
 def load_task(name: str) -> Task:
     """Reads configs/tasks/<name>.yaml. Raises InputError."""
     return validate(Task, *named_file(name, "tasks"))
-
-
-def _in_repository(folder: str) -> Path:
-    """The path of `folder`; if it does not exist and this is DVC's copy of a repository, its path from the original.
-
-    `dvc exp run --temp` and `--queue` run in a copy under REPOSITORY/.dvc/tmp/exps that contains only the files in git:
-    folders that git ignores are missing there, and `../flowers` is a different path.
-    """
-    path = Path(folder)
-    if path.exists():
-        return path
-    for parent in Path.cwd().parents:
-        if parent.parts[-3:] == (".dvc", "tmp", "exps") and (parent.parents[2] / folder).exists():
-            return (parent.parents[2] / folder).resolve()
-    return path
 
 
 def _plain(text: str) -> str:

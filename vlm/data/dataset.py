@@ -61,12 +61,15 @@ def ids_and_labels(path: str | Path) -> tuple[list[str], list[str]]:
     return table.column("id").to_pylist(), table.column("label").to_pylist()
 
 
-def image_sizes(path: str | Path) -> Iterator[tuple[int, int]]:
-    """(width, height) in pixels of each picture, in order, from its header. Raises InputError if there is no file."""
-    file = _open(path)
-    for batch in file.iter_batches(batch_size=_ROW_GROUP, columns=["image"]):
-        for image in batch.column("image").to_pylist():
-            yield Image.open(io.BytesIO(image["bytes"])).size
+def image_sizes(path: str | Path, rows: Iterable[int] | None = None) -> Iterator[tuple[int, int]]:
+    """(width, height) in pixels of the pictures of `rows` (by default all, in order), from their headers.
+
+    Raises InputError if there is no such file.
+    """
+    reader = Reader(path)
+    for number in range(count(path)) if rows is None else rows:
+        (row,) = reader.rows([number])
+        yield Image.open(io.BytesIO(row.image)).size
 
 
 class Reader:

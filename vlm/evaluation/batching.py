@@ -1,11 +1,9 @@
-"""Groups samples into batches, and prepares the next batches while the model works."""
+"""Groups samples into batches; reads and preprocesses the samples of a batch."""
 
 import io
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -15,25 +13,6 @@ from vlm.models import loading
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, ProcessorMixin
-
-T = TypeVar("T")
-U = TypeVar("U")
-
-_AHEAD = 2  # batches that are prepared in advance
-
-
-def prompt_lengths(data: str, processor: "ProcessorMixin", task: Task) -> list[int]:
-    """The number of tokens in every sample's prompt, including the picture's, in the order of the split.
-
-    It depends only on the picture's size, so pictures are not decoded: one blank picture stands for all of a size.
-    """
-    of_size: dict[tuple[int, int], int] = {}
-    lengths = []
-    for size in dataset.image_sizes(data):
-        if size not in of_size:
-            of_size[size] = loading.encode(processor, task, [Image.new("RGB", size)])["input_ids"].shape[1]
-        lengths.append(of_size[size])
-    return lengths
 
 
 def plan(lengths: Sequence[int], batch_size: int, equal_lengths: bool = False) -> list[list[int]]:
@@ -52,34 +31,38 @@ def plan(lengths: Sequence[int], batch_size: int, equal_lengths: bool = False) -
 
 
 class Loader:
-    """Reads, decodes and preprocesses chosen rows of a split."""
+    """Reads, decodes and preprocesses chosen rows of a split. It can be pickled, for worker processes."""
 
     def __init__(self, data: str, processor: "ProcessorMixin", task: Task) -> None:
-        self.reader = dataset.Reader(data)
+        """Raises InputError if there is no such file."""
+        dataset.count(data)
+        self._data = data
         self._processor = processor
         self._task = task
-        self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        self._lengths: dict[tuple[int, int], int] = {}  # by width and height of a picture
 
     def __call__(self, rows: Sequence[int]) -> "BatchFeature":
         """The model's inputs for `rows`, left-padded, on the CPU."""
-        files = [row.image for row in self.reader.rows(rows)]
-        return loading.encode(self._processor, self._task, list(self._decoders.map(decoded, files)))
+        return loading.encode(self._processor, self._task, [decoded(row.image) for row in self.reader.rows(rows)])
 
+    @cached_property
+    def reader(self) -> dataset.Reader:
+        return dataset.Reader(self._data)
 
-def ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
-    """Yields (item, function(item)) in order, computed in a separate thread up to two items ahead of the caller."""
-    import torch
+    def lengths(self, rows: Sequence[int] | None = None) -> list[int]:
+        """The number of tokens in the prompts of `rows` (by default all), including the picture's.
 
-    waiting: deque = deque()
-    # One torch thread, because a model on the CPU needs the other cores.
-    with ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1)) as worker:
-        for item in items:
-            waiting.append((item, worker.submit(function, item)))
-            if len(waiting) > _AHEAD:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        for item, future in waiting:
-            yield item, future.result()
+        It depends only on the picture's size, so it is computed once for each size, without decoding a picture.
+        """
+        found = []
+        for size in dataset.image_sizes(self._data, rows):
+            if size not in self._lengths:
+                self._lengths[size] = loading.prompt_length(self._processor, self._task, size)
+            found.append(self._lengths[size])
+        return found
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "reader"}  # every process opens the file
 
 
 def decoded(file: bytes) -> Image.Image:

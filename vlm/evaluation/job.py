@@ -42,6 +42,7 @@ class Evaluation:
     batch_size: int
     data: str
     raw_tokens: int | None = None  # maximum length of raw answers; None: no raw answers
+    raw_batch_size: int | None = None  # None: batch_size
     engine: Engine | None = None  # for structured answers; None: no structured answers
     outlines_samples: int = 0
     calibrate_on: str | None = None
@@ -67,6 +68,7 @@ class Evaluation:
             batch_size=params.evaluation.batch_size,
             data=TEST,
             raw_tokens=params.evaluation.max_new_tokens if raw else None,
+            raw_batch_size=params.evaluation.raw_batch_size if raw else None,
             engine=knobs.engine if structured else None,
             outlines_samples=knobs.outlines_samples if posterior else 0,
             calibrate_on=VALIDATION if posterior and knobs.calibrate else None,
@@ -94,13 +96,14 @@ class Evaluation:
         total = dataset.count(self.data)
         emit(Progress(0, total, self._unit(_RAW if self.raw_tokens else _STRUCTURED)))
         model, processor = loading.load(self.model, self.image, self.adapter)
-        runner = BatchRunner(model, processor, self.task, self.batch_size, emit, shard)
+        runner = BatchRunner(model, processor, self.task, emit, shard)
         timings: dict[str, tuple[int, float]] = {}  # by record: samples answered by this run, seconds
 
         def run(name: str, data: str, decode: decoding.Decoder, **options: Any) -> None:
             record = Record(directory / name)
             before, started = record.samples, time.perf_counter()
-            runner.run(data, decode, record, self._unit(name), **options)
+            batch_size = self.raw_batch_size or self.batch_size if name == _RAW else self.batch_size
+            runner.run(data, batch_size, decode, record, self._unit(name), **options)
             timings[name] = record.samples - before, time.perf_counter() - started
 
         if self.raw_tokens:

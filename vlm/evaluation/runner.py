@@ -1,16 +1,18 @@
 """Runs the samples of a split through a loaded model, batch by batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from vlm.config.events import Emit, Progress
 from vlm.config.task import Task
 from vlm.evaluation import batching
+from vlm.evaluation.feed import feed
 from vlm.evaluation.record import Record
-from vlm.models import memory
+from vlm.models import loading, memory
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
     from vlm.evaluation.decoding import Answers, Decoder
@@ -24,7 +26,6 @@ class BatchRunner:
         model: "PreTrainedModel",
         processor: "ProcessorMixin",
         task: Task,
-        batch_size: int,
         emit: Emit,
         shard: tuple[int, int],
     ) -> None:
@@ -33,29 +34,29 @@ class BatchRunner:
         # Some models' configurations use the older name.
         self._image_token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
         self._task = task
-        self._batch_size = batch_size
         self._emit = emit
         self._shard = shard
+        self._loaders: dict[str, batching.Loader] = {}  # by split
 
     def run(
         self,
         data: str,
+        batch_size: int,
         decode: "Decoder",
         record: Record,
         unit: str = "image",
         rows: range | None = None,
         equal_lengths: bool = False,
     ) -> None:
-        """Answers `rows` of `data` (all rows by default), and skips the batches that `record` already has."""
-        lengths = batching.prompt_lengths(data, self._processor, self._task)
-        lengths = lengths[: len(rows)] if rows is not None else lengths
+        """Answers the first `rows` of `data` (by default all), and skips the batches that `record` already has."""
+        load = self._loaders.setdefault(data, batching.Loader(data, self._processor, self._task))
+        lengths = load.lengths(rows)
         # Every n-th batch, not a contiguous range, because the longest come first and shards should take equally long.
         first, step = self._shard
-        batches = batching.plan(lengths, self._batch_size, equal_lengths)[first::step]
-        load = batching.Loader(data, self._processor, self._task)
+        batches = batching.plan(lengths, batch_size, equal_lengths)[first::step]
         self._emit(Progress(record.samples, len(lengths), unit))
         remaining = [batch for batch in batches if batch[0] not in record.rows]
-        for batch, inputs in batching.ahead(load, remaining):
+        for batch, inputs in feed(load, remaining, self._model):
             parts = memory.in_parts(partial(self._answers, decode, load, batch, inputs), batch, self._emit)
             record.append(batch, [answers for answers, _ in parts], sum(count for _, count in parts))
             self._emit(Progress(record.samples, len(lengths), unit))
@@ -65,10 +66,10 @@ class BatchRunner:
         decode: "Decoder",
         load: Callable[[Sequence[int]], "BatchFeature"],
         batch: Sequence[int],
-        inputs: "BatchFeature",
+        inputs: "Mapping[str, torch.Tensor]",
         rows: Sequence[int],
     ) -> "tuple[Answers, int]":
         """The answers to `rows`, and the number of their image tokens; `inputs` are those of the whole `batch`."""
         encoded = inputs if len(rows) == len(batch) else load(rows)
         image_tokens = int((encoded["input_ids"] == self._image_token).sum())
-        return decode(encoded.to(self._model.device, self._model.dtype)), image_tokens
+        return decode(loading.to_device(encoded, self._model)), image_tokens

@@ -46,6 +46,19 @@ def answer_tokens(processor: "ProcessorMixin", task: Task) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some paths of a trie as the tree that they form, one token for each distinct beginning of a path, parents first.
+
+    `chains[i]` are the indices of token i's ancestors, from the top down, and i. `nodes` are branching nodes, each as
+    (its index in the trie, the index of its last token).
+    """
+
+    tokens: tuple[int, ...]
+    chains: tuple[tuple[int, ...], ...]
+    nodes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Trie:
     """A trie of token sequences, none of which is a prefix of another.
 
@@ -81,3 +94,26 @@ class Trie:
         inner = {path[:depth] for path in nodes for depth in range(len(path))}
         paths = [path for path in nodes if path and path not in inner]
         return cls(tuple(sequences[0][:shared]), tuple(nodes), tuple(edges), tuple(edges_of), tuple(paths))
+
+    def parts(self, most: int) -> list[Part]:
+        """Divides the paths into trees of at most `most` tokens, or of one path if that is longer.
+
+        Every node except the root is in the `nodes` of one part.
+        """
+        groups: list[dict[tuple[int, ...], tuple[int, ...]]] = []  # by beginning of a path: its chain
+        for path in sorted(self.paths):  # neighbours share the longest beginnings
+            beginnings = [path[:depth] for depth in range(1, len(path) + 1)]
+            if not groups or len(groups[-1].keys() | beginnings) > most:
+                groups.append({})
+            for beginning in beginnings:
+                chains = groups[-1]
+                chains.setdefault(beginning, (*chains.get(beginning[:-1], ()), len(chains)))
+        left = {path: node for node, path in enumerate(self.nodes) if path}
+        return [
+            Part(
+                tokens=tuple(beginning[-1] for beginning in chains),
+                chains=tuple(chains.values()),
+                nodes=tuple((left.pop(path), i) for i, path in enumerate(chains) if path in left),
+            )
+            for chains in groups
+        ]

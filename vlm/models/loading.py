@@ -3,10 +3,12 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from vlm.config import hub, pins
 from vlm.config.errors import InputError
@@ -17,7 +19,6 @@ from vlm.models import chat
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 
@@ -42,19 +43,20 @@ def load(
     _require_memory(config, require_files(config))
     with _one_line_errors(config):
         model = AutoModelForImageTextToText.from_pretrained(
-            config.id,
+            config.folder or config.id,
             revision=hub_revision(config),
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
             use_safetensors=True,
             local_files_only=True,
         )
+    model = model.to(device())  # before the merge, which is slow on a CPU
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
         model = model.merge_and_unload() if merged else model
-    return model.to(device()).eval(), processor
+    return model.eval(), processor
 
 
 def _verify_adapter(adapter: str, config: ModelConfig) -> None:
@@ -75,7 +77,9 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
     pins.verify_model(config)
     require_files(config)
     with _one_line_errors(config):
-        processor = AutoProcessor.from_pretrained(config.id, revision=hub_revision(config), local_files_only=True)
+        processor = AutoProcessor.from_pretrained(
+            config.folder or config.id, revision=hub_revision(config), local_files_only=True
+        )
     processor.tokenizer.padding_side = "left"
     # Otherwise it is saved with an adapter and keeps others from loading the tokenizer.
     processor.tokenizer.init_kwargs.pop("local_files_only", None)
@@ -161,7 +165,7 @@ def _one_line_errors(config: ModelConfig) -> Iterator[None]:
         ) from error
 
 
-def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]") -> "BatchFeature":
+def encode(processor: "ProcessorMixin", task: Task, images: list[Image.Image]) -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU."""
     prompt = chat.prompt(processor, task)
     return processor(
@@ -171,6 +175,34 @@ def encode(processor: "ProcessorMixin", task: Task, images: "list[Image.Image]")
         add_special_tokens=False,  # the chat template has written them
         return_tensors="pt",
     )
+
+
+def prompt_length(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> int:
+    """The number of tokens in the task's question about a picture of `size`, (width, height) in pixels."""
+    import torch
+
+    prompt = chat.prompt(processor, task)
+    try:
+        with torch.device("meta"):  # a tensor without pixels, which torchvision's functions resize in no time
+            picture = torch.empty(3, size[1], size[0], dtype=torch.uint8)
+            inputs = processor(images=[[picture]], text=[prompt], padding=True, add_special_tokens=False)
+    except Exception:  # an image processor that reads pixels; which exception it raises depends on the model
+        return encode(processor, task, [Image.new("RGB", size)])["input_ids"].shape[1]
+    return len(inputs["input_ids"][0])
+
+
+def to_device(inputs: "Mapping[str, torch.Tensor]", model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
+    """Moves a batch to the model's device, and its pixels to the model's dtype.
+
+    LFM2-VL reads `spatial_shapes` as numbers, for every tile; they stay on the CPU, because reading a number from a GPU
+    waits until the GPU has finished all its work.
+    """
+    return {
+        name: value
+        if name == "spatial_shapes"
+        else value.to(model.device, model.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
+        for name, value in inputs.items()
+    }
 
 
 def hub_revision(config: ModelConfig) -> str | None:

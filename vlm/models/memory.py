@@ -36,12 +36,12 @@ def in_parts(compute: Callable[[Sequence], Any], items: Sequence, emit: Emit) ->
     # Outside the except block, where the exception would keep the tensors that did not fit alive.
     if len(items) == 1:
         raise InputError(
-            "params.yaml: evaluation.batch_size: not even one sample fits into this device's memory; "
-            "lower image.max_tokens to make samples smaller"
+            "params.yaml: image.max_tokens: not even one sample fits into this device's memory; a lower value makes "
+            "samples smaller"
         )
     free_memory()
     half = len(items) // 2
-    emit(Log(f"out of memory with {len(items)} samples; going on with {half} at a time"))
+    emit(Log(f"out of memory with {len(items)} samples; continuing with {half} at a time"))
     return [part for some in (items[:half], items[half:]) for part in in_parts(compute, some, emit)]
 
 

@@ -1,4 +1,4 @@
-"""A folder of one's own pictures: folder/LABEL/PICTURE, or a CSV or JSONL file that names pictures and labels."""
+"""Pictures in a folder: folder/LABEL/PICTURE, or a CSV or JSONL file in it that lists pictures and their labels."""
 
 import csv
 import json
@@ -19,19 +19,19 @@ def folder_pool(task: Task) -> Pool:
     file, folder = f"configs/tasks/{task.name}.yaml", task.source.folder_path
     if not folder.is_dir():
         raise InputError(
-            f"{file}: source.folder: {task.source.folder!r} is no folder here; it is relative to the repository, so it "
-            f"should be {folder.absolute()}"
+            f"{file}: source.folder: there is no folder {task.source.folder!r}; relative paths start at the "
+            f"repository, so put the pictures in {folder.absolute()} or correct the path"
         )
     pins.verify_source(task)
     if task.source.metadata is not None:
         rows = _metadata_rows(task, folder / task.source.metadata)
     else:
-        # Files beside the folders of labels (a README, a licence) have no label.
+        # Files next to the labels' folders (a README, a license) have no label.
         rows = [(name, name.split("/")[0]) for name in pins.visible_files(folder) if "/" in name]
     if not rows:
         raise InputError(
-            f"{file}: source.folder: {task.source.folder!r} has no pictures; it should hold LABEL/PICTURE, or "
-            "source.metadata should name a CSV or JSONL file in it"
+            f"{file}: source.folder: {task.source.folder!r} has no pictures; they should be in it as "
+            "LABEL/PICTURE, or source.metadata should name a CSV or JSONL file in it"
         )
     ids = [name for name, _ in rows]
     readers = [partial(pictures.read_file, folder / name) for name in ids]
@@ -103,5 +103,5 @@ def _read_jsonl(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: line {number}: is not JSON: {error.msg}") from None
         if not isinstance(row, dict):
-            raise InputError(f"{path}: line {number}: should be an object, {{...}}")
+            raise InputError(f"{path}: line {number}: should be a JSON object, {{...}}")
         yield number, row

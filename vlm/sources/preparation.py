@@ -1,6 +1,6 @@
 """Writes a task's pictures to data/{train,validation,test}.parquet.
 
-The pictures and the seed alone decide which pictures are in which split. Exact copies are dropped, then test is drawn
+The pictures and the seed alone decide which pictures are in which split. Exact copies are left out. Test is drawn
 first, then validation, then train, so asking for another number of training rows changes nothing in test.
 
 Of a data set with several files we fetch only the files that the rows need: see `Deck`. This has a price. Copies in
@@ -32,7 +32,7 @@ from vlm.sources.store import Store
 
 SPLITS = ("train", "validation", "test")
 _WORTH_PROCESSES = 200  # badges; rendering fewer takes less time than starting processes
-_KINDS = {  # of what is left out, in the summary
+_KINDS = {  # the kinds of Skipped, as the summary names them
     "unreadable": "unreadable",
     "duplicate": "duplicate",
     "conflict": "with conflicting labels",
@@ -67,9 +67,9 @@ class Report:
             "classes": len(sizes),
             "smallest_class": min(sizes),
             "largest_class": max(sizes),
-            "duplicates_dropped": left_out["duplicate"],
-            "conflicts_dropped": left_out["conflict"],
-            "unreadable_skipped": left_out["unreadable"],
+            "duplicates_left_out": left_out["duplicate"],
+            "conflicts_left_out": left_out["conflict"],
+            "unreadable_left_out": left_out["unreadable"],
             "other_classes_left_out": left_out["other"],
             "blank": len(self.blank),
             "tiny_pictures": len(self.tiny),
@@ -95,7 +95,7 @@ class Report:
                     f"{_count(rows, f'{split} row')} for {len(counts)} labels, none for {without[0]!r}{more}"
                 )
         lines = [f"params.yaml: prepare: {'; '.join(missing)}; ask for more rows"] if missing else []
-        odd = [(self.blank, "blank (all pixels alike)"), (self.tiny, "tiny (a side of under 8 pixels)")]
+        odd = [(self.blank, "blank (all pixels equal)"), (self.tiny, "tiny (a side shorter than 8 pixels)")]
         found = [f"{len(ids)} {kind}: {', '.join(ids[:3])}{', ...' if ids[3:] else ''}" for ids, kind in odd if ids]
         return lines + ([f"pictures in the splits that show little: {'; '.join(found)}"] if found else [])
 
@@ -158,7 +158,7 @@ def _from_badges(task: Task, rows: PrepareParams, seed: int, work: Path, emit: E
             ) from None
     for split in SPLITS:
         if getattr(rows, split) is None:
-            raise InputError(f"params.yaml: prepare.{split}: null means all, and badges are endless; give a number")
+            raise InputError(f"params.yaml: prepare.{split}: null means all, but badges have no limit; give a number")
     icons = [source.icons[label] for label in task.labels]
     counts = {}
     for stream, split in enumerate(SPLITS):
@@ -186,7 +186,7 @@ def _pools(task: Task) -> dict[str, Pool]:
         if len(held) == 1 < len(task.labels) and None not in held:
             raise InputError(
                 f"configs/tasks/{task.name}.yaml: source.test: every row of {task.source.test!r} is labelled "
-                f"{held.pop()!r}, which looks like a placeholder; null holds test out of train"
+                f"{held.pop()!r}, which looks like a placeholder; set it to null to hold test out of train"
             )
     labels = {label for pool in found.values() for label in pool.labels}
     require_all_labels(task, labels, [other for pool in found.values() for other in pool.others])
@@ -233,7 +233,7 @@ def _require_usable(task: Task, decks: dict[str, Deck]) -> None:
     if not usable:
         first = next(skip for deck in decks.values() for skip in deck.skipped)
         raise InputError(
-            f"configs/tasks/{task.name}.yaml: source: not one picture can be used; the first, {first.id}, "
+            f"configs/tasks/{task.name}.yaml: source: none of the pictures can be used; the first, {first.id}, "
             f"{first.reason}"
         )
     missing = set(task.labels) - {picture.label for picture in usable}

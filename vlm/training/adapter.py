@@ -22,6 +22,8 @@ def save(
     directory.mkdir()
     shutil.copyfile(checkpoint / "adapter_model.safetensors", directory / "adapter_model.safetensors")
     config = json.loads((checkpoint / "adapter_config.json").read_text())
+    # PEFT has written the path that the model was loaded from, which can differ from the id (see ModelConfig.folder).
+    config["base_model_name_or_path"] = job.model.id
     config["revision"] = loading.hub_revision(job.model)  # without it PEFT would load the base model's main branch
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     processor.save_pretrained(directory)
@@ -39,7 +41,7 @@ def _model_card(job: "FineTuning", validation: dict[str, float]) -> str:
         tags=["lora", "image-classification", task.name],
     )
     knobs = json.dumps(job.finetune.model_dump(mode="json", exclude={"track_with"}), indent=2)
-    low, high = validation["accuracy_low"], validation["accuracy_high"]
+    low, high = validation["low"], validation["high"]
     text = f"""\
 ---
 {data.to_yaml()}

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import TrainerState
 
-COLUMNS = (
-    *("step", "epoch", "train_loss", "eval_loss", "accuracy", "accuracy_low", "accuracy_high", "log_loss"),
-    *("learning_rate", "best"),
-)
+COLUMNS = tuple("step epoch train_loss eval_loss accuracy low high log_loss learning_rate best".split())
 
 
 def last_checkpoint(directory: Path) -> Path | None:

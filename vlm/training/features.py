@@ -5,8 +5,10 @@ Without LoRA in the tower they never change. They are stored on disk, padded as 
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,15 @@ from vlm.config.events import Emit, Log, Progress
 from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import loading
+from vlm.models import loading, memory
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+# Pictures that go through the tower together. A constant, because which ones do affects the last digits of a result.
+_AT_ONCE = 16
 _TOWER = "vision_tower"  # its attribute name in LFM2-VL and most other models
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -32,28 +37,55 @@ class Plan:
 
     def __init__(self, data: Sequence[str], processor: "ProcessorMixin", task: Task) -> None:
         self.sizes = {path: list(dataset.image_sizes(path)) for path in data}
-        # A prompt depends only on its picture's size, so one blank picture stands for all pictures of a size.
+        # A prompt depends only on its picture's size, so one blank picture stands for all pictures of a size. Arrays,
+        # because each tensor that is sent to a data loader worker would take a file descriptor.
         self.prompts = {
-            size: dict(loading.encode(processor, task, [Image.new("RGB", size)]))
+            size: {k: v.numpy() for k, v in loading.encode(processor, task, [Image.new("RGB", size)]).items()}
             for size in dict.fromkeys(size for sizes in self.sizes.values() for size in sizes)
         }
         self.tiles = {size: len(prompt.pop("pixel_values")) for size, prompt in self.prompts.items()}
 
-    def count(self) -> int:
-        """The number of tiles in all pictures of all splits."""
-        return sum(self.tiles[size] for sizes in self.sizes.values() for size in sizes)
+    def count(self, split: str) -> int:
+        """The number of tiles in all pictures of a split."""
+        return sum(self.tiles[size] for size in self.sizes[split])
 
 
 class Features:
-    """The model's inputs for the rows of a split, with the tower's outputs in place of pixels; see `precompute`."""
+    """The model's inputs for the rows of a split, with the tower's outputs in place of pixels; see `precompute`.
 
-    def __init__(self, data: str, plan: Plan, padding: int, tiles: "torch.Tensor") -> None:
-        """`tiles` is (tiles of the split, patches, hidden size); its values may be filled in later."""
+    It can be sent to data loader workers, however they are started: each maps the file of outputs itself.
+    """
+
+    def __init__(self, data: str, plan: Plan, padding: int, file: Path, example: "torch.Tensor") -> None:
+        """`file` holds the outputs, whose shape, (tiles, patches, hidden size), and dtype are those of `example`.
+
+        It may be filled in later.
+        """
         self._prompts = plan.prompts
         self._sizes = plan.sizes[data]
         self._first = [0, *accumulate(plan.tiles[size] for size in self._sizes)]
         self._padding = padding
-        self.tiles = tiles
+        self._file = file
+        self._shape = (self._first[-1], *example.shape[1:])
+        self._dtype = example.dtype
+
+    @cached_property
+    def tiles(self) -> "torch.Tensor":
+        """The tower's outputs for the split, (tiles, patches, hidden size); what is written to them is in the file."""
+        import torch
+
+        return torch.from_file(str(self._file), True, prod(self._shape), dtype=self._dtype).view(self._shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "tiles"}
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def lengths(self, rows: Sequence[int] | None = None) -> list[int]:
+        """The number of tokens in the prompts of `rows` (by default all), including the picture's."""
+        chosen = range(len(self)) if rows is None else rows
+        return [self._prompts[self._sizes[row]]["input_ids"].shape[1] for row in chosen]
 
     def span(self, row: int) -> slice:
         """The range of a row's tiles."""
@@ -61,7 +93,10 @@ class Features:
 
     def row(self, row: int) -> dict[str, "torch.Tensor"]:
         """The inputs for one row, as a batch of one."""
-        return {**self._prompts[self._sizes[row]], "pixel_values": self.tiles[self.span(row)]}
+        import torch
+
+        prompt = {name: torch.from_numpy(array) for name, array in self._prompts[self._sizes[row]].items()}
+        return {**prompt, "pixel_values": self.tiles[self.span(row)]}
 
     def collate(self, rows: Sequence[dict[str, "torch.Tensor"]]) -> "BatchFeature":
         """Joins rows into one batch; token sequences are padded on the left, as the processor does."""
@@ -89,81 +124,102 @@ def precompute(
     task: Task,
     splits: Sequence[str],
     directory: Path,
-    at_once: int,
     budget: float,
     emit: Emit,
 ) -> dict[str, Features] | None:
-    """Computes the features of `splits` into `directory`, `at_once` pictures at a time, and replaces the model's tower.
+    """Computes the features of `splits` into `directory`, and makes the model take them in place of pixels.
 
-    Which pictures go through together depends only on the arguments, and so does the result; with several processes
-    (see vlm.training.job), each computes its part. Features that an earlier run has finished in `directory` with the
-    same `at_once` are reused. Returns None and leaves the model unchanged if the features take more than `budget` GB or
+    The result depends only on the model and the splits, unless memory runs out, which makes the batches smaller; with
+    several processes (see vlm.training.job), each computes its part. Features that an earlier run has finished in
+    `directory` are reused. Returns None and leaves the model unchanged if the features take more than `budget` GB or
     the model does not allow it: it has no vision tower by that name, or does not continue from the tower's last hidden
     state. Raises InputError if the disk has too little free space.
     """
-    import torch
     from accelerate import PartialState
 
     processes = PartialState()
     plan = Plan(splits, processor, task)
-    first = batching.Loader(splits[0], processor, task)([0]).to(loaded.device, loaded.dtype)
+    first = loading.to_device(batching.Loader(splits[0], processor, task)([0]), loaded)
     example, projected = _tower_output(loaded, first)
     if example is None or not _replaceable(loaded, first, example, projected):
         emit(Log("this model's image features cannot be cached; they are recomputed in every epoch"))
         return None
-    shape, bytes_a_tile = example.shape[1:], example[0].nbytes
-    gigabytes = plan.count() * bytes_a_tile / 1e9
+    gigabytes = sum(plan.count(split) for split in splits) * example[0].nbytes / 1e9
     if gigabytes > budget:
         emit(Log(f"image features take {gigabytes:.1f} GB, more than finetune.cache_image_features; not cached"))
         return None
-    complete = directory / f"complete with {at_once} at once"
+    complete = directory / "complete"
     finished = complete.exists()
     processes.wait_for_everyone()
-    if processes.is_main_process and not finished:
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-    processes.wait_for_everyone()
-    free = shutil.disk_usage(directory).free / 1e9
-    if gigabytes > free and not finished:
-        raise InputError(
-            f"params.yaml: finetune.cache_image_features: {gigabytes:.1f} GB of image features do not fit on the disk "
-            f"of {directory}, which has {free:.1f} GB free; 0 recomputes them in every epoch"
-        )
-    found = {}
-    done, total = 0, sum(len(sizes) for sizes in plan.sizes.values())
-    for number, split in enumerate(splits):
-        file = directory / f"{number}.bin"
-        count = sum(plan.tiles[size] for size in plan.sizes[split])
-        tiles = torch.from_file(str(file), True, count * shape.numel(), dtype=example.dtype)
-        found[split] = Features(split, plan, processor.tokenizer.pad_token_id, tiles.view(count, *shape))
-        if finished:
-            continue
-        rows = len(plan.sizes[split])
-        chunks = [range(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
-        load = batching.Loader(split, processor, task)
-        for encoded in _encode(loaded, load, chunks[processes.process_index :: processes.num_processes], found[split]):
-            done += encoded
-            emit(Progress(min(done * processes.num_processes, total), total, "picture encoded"))
-        with file.open("rb") as written:
-            os.fsync(written)  # before the features are marked as complete
+    if not finished:
+        _make_room(directory, gigabytes, processes)
+    padding = processor.tokenizer.pad_token_id
+    found = {
+        split: Features(split, plan, padding, directory / f"{number}.bin", example)
+        for number, split in enumerate(splits)
+    }
+    if not finished:
+        loaders = {split: batching.Loader(split, processor, task) for split in splits}
+        _fill(found, loaded, loaders, processes, emit)
+        for file in directory.glob("*.bin"):
+            with file.open("rb") as written:
+                os.fsync(written)  # before the features are marked as complete
     processes.wait_for_everyone()
     complete.touch()
     setattr(loaded.base_model, _TOWER, _pass_through())
     return found
 
 
+def _make_room(directory: Path, gigabytes: float, processes: "PartialState") -> None:
+    """Empties the directory. Raises InputError if its disk has less than `gigabytes` free."""
+    if processes.is_main_process:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+    processes.wait_for_everyone()
+    free = shutil.disk_usage(directory).free / 1e9
+    if gigabytes > free:
+        raise InputError(
+            f"params.yaml: finetune.cache_image_features: {gigabytes:.1f} GB of image features do not fit on the disk "
+            f"of {directory}, which has {free:.1f} GB free; 0 recomputes them in every epoch"
+        )
+
+
+def _fill(
+    found: dict[str, Features],
+    loaded: "PreTrainedModel",
+    loaders: dict[str, batching.Loader],
+    processes: "PartialState",
+    emit: Emit,
+) -> None:
+    """Computes this process's part of the features of all splits."""
+    from vlm.evaluation.feed import feed
+
+    done, total = 0, sum(len(features) for features in found.values())
+    for split, features in found.items():
+        load = loaders[split]
+        chunks = [range(start, min(start + _AT_ONCE, len(features))) for start in range(0, len(features), _AT_ONCE)]
+        for chunk, inputs in feed(load, chunks[processes.process_index :: processes.num_processes], loaded):
+            memory.in_parts(partial(_encode, features, loaded, load, chunk, inputs), chunk, emit)
+            done += len(chunk)
+            emit(Progress(min(done * processes.num_processes, total), total, "picture encoded"))
+
+
 def _encode(
-    loaded: "PreTrainedModel", load: batching.Loader, chunks: Sequence[range], features: Features
-) -> Iterator[int]:
-    """Computes the features of the rows of each chunk, and yields how many rows those are."""
-    for chunk, inputs in batching.ahead(load, chunks):
-        output, _ = _tower_output(loaded, inputs.to(loaded.device, loaded.dtype))
-        features.tiles[features.span(chunk[0]).start : features.span(chunk[-1]).stop] = output.cpu()
-        yield len(chunk)
+    features: Features,
+    loaded: "PreTrainedModel",
+    load: batching.Loader,
+    chunk: range,
+    inputs: "Mapping[str, torch.Tensor]",
+    rows: range,
+) -> None:
+    """Computes the features of `rows`; `inputs` are those of the whole `chunk`, on the model's device."""
+    encoded = inputs if len(rows) == len(chunk) else loading.to_device(load(rows), loaded)
+    output, _ = _tower_output(loaded, encoded)
+    features.tiles[features.span(rows[0]).start : features.span(rows[-1]).stop] = output.cpu()
 
 
 def _tower_output(
-    loaded: "PreTrainedModel", inputs: "BatchFeature"
+    loaded: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]"
 ) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
     """The tower's last hidden state for a batch, (tiles, patches, hidden size), and the language model's image inputs.
 
@@ -186,7 +242,7 @@ def _tower_output(
     return state if fits else None, projected
 
 
-def _project(loaded: "PreTrainedModel", inputs: "BatchFeature") -> "torch.Tensor":
+def _project(loaded: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
     """The pictures' features as the language model receives them."""
     import torch
 
@@ -195,7 +251,10 @@ def _project(loaded: "PreTrainedModel", inputs: "BatchFeature") -> "torch.Tensor
 
 
 def _replaceable(
-    loaded: "PreTrainedModel", inputs: "BatchFeature", state: "torch.Tensor", projected: "torch.Tensor"
+    loaded: "PreTrainedModel",
+    inputs: "Mapping[str, torch.Tensor]",
+    state: "torch.Tensor",
+    projected: "torch.Tensor",
 ) -> bool:
     """Whether the model computes the same from the tower's last hidden state as from the pixels: `projected`."""
     import torch

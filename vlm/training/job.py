@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ from vlm.config.params import FinetuneParams, ImageParams
 from vlm.config.task import Task
 from vlm.data import dataset, json_files
 from vlm.models import memory, runtime
-from vlm.training import adapter, checkpoints, lora
+from vlm.training import adapter, checkpoints, footprint, lora
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ class FineTuning:
     def _train_in_memory(
         self, directory: Path, processes: int, emit: Emit
     ) -> "tuple[Trainer, ProcessorMixin, dict, int]":
-        """`_train` with the largest micro-batch that fits into memory."""
+        """`_train` with the largest micro-batch that fits into memory: by arithmetic on a GPU, then by trying."""
         per_process, rest = divmod(self.finetune.batch_size, processes)
         micro_batch = self.finetune.micro_batch or per_process
         if rest or per_process % micro_batch:
@@ -109,27 +109,29 @@ class FineTuning:
                 f"{processes} processes x {micro_batch or 1} samples at once (finetune.micro_batch)"
                 + (", with one process for each GPU in CUDA_VISIBLE_DEVICES" if processes > 1 else "")
             )
+        chosen = footprint.split(self, per_process, footprint.gpu_memory(), processes, emit)
         while True:
+            knobs = self.finetune.model_copy(update={"gradient_checkpointing": chosen.checkpointing})
             try:
-                return self._train(directory, micro_batch, emit)
+                return replace(self, finetune=knobs)._train(directory, chosen.samples, emit)
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
             # Outside the except block, where the exception would keep the tensors that did not fit alive.
-            if micro_batch == 1:
+            smaller = footprint.smaller(chosen, per_process, self.finetune.gradient_checkpointing)
+            if smaller is None:
                 raise InputError(
                     "params.yaml: finetune.micro_batch: not even one sample fits into this device's memory; "
                     "lower image.max_tokens to make samples smaller"
                 )
-            smaller = max(n for n in range(1, micro_batch // 2 + 1) if per_process % n == 0)
             if processes > 1:  # the others are still waiting for this one in the middle of a step
                 raise InputError(
-                    f"params.yaml: finetune.micro_batch: {micro_batch} samples at once do not fit into a device's "
-                    f"memory; try {smaller}"
+                    f"params.yaml: finetune.micro_batch: a device's memory does not hold {chosen}; "
+                    f"try {smaller.samples}" + (", and gradient_checkpointing: true" if smaller.checkpointing else "")
                 )
-            micro_batch = smaller
+            chosen = smaller
             memory.free_memory()
-            emit(Log(f"out of memory; continuing with {micro_batch} samples at once, and as many per step as before"))
+            emit(Log(f"out of memory; continuing with {chosen}, and as many per step as before"))
 
     def _train(self, directory: Path, micro_batch: int, emit: Emit) -> "tuple[Trainer, ProcessorMixin, dict, int]":
         """Trains; returns the trainer, the processor, the modules with LoRA, and the steps done by earlier runs."""
@@ -143,9 +145,7 @@ class FineTuning:
         if self._keeps_features(modules):
             splits = [self.train, self.validation]
             budget = self.finetune.cache_image_features
-            kept = features.precompute(
-                model, processor, self.task, splits, scratch / "features", micro_batch, budget, emit
-            )
+            kept = features.precompute(model, processor, self.task, splits, scratch / "features", budget, emit)
         trainer = self.trainer(model, processor, directory / "checkpoints", emit, micro_batch, kept)
         checkpoint = checkpoints.last_checkpoint(directory / "checkpoints")
         done_before = 0
@@ -238,8 +238,8 @@ class FineTuning:
             "eval_loss": best["eval_loss"],
             "val_accuracy": best["accuracy"],
             "val_samples": len(validation_rows(self.validation, self.finetune.eval_samples, self.seed)),
-            "val_low": best["accuracy_low"],
-            "val_high": best["accuracy_high"],
+            "val_low": best["low"],
+            "val_high": best["high"],
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "lora_modules": len(modules),
         }

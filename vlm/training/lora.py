@@ -6,10 +6,11 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from vlm.config.errors import InputError
+from vlm.config.params import LoraParams
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 PARTS = ("language", "projector", "vision")
@@ -133,3 +134,19 @@ def pattern_for(model: "PreTrainedModel", wanted: str, known: Mapping[str, str],
     if len(patterns) == 1:
         return patterns[0]
     return f"^({'|'.join(pattern.removeprefix('^').removesuffix('$') for pattern in patterns)})$"
+
+
+def config(knobs: LoraParams, pattern: str) -> "LoraConfig":
+    """PEFT's configuration for LoRA on the modules whose names match `pattern`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=knobs.r,
+        lora_alpha=knobs.alpha,
+        lora_dropout=knobs.dropout,
+        target_modules=pattern,  # a string, because PEFT writes a list in an order that changes from run to run
+        use_rslora=knobs.rslora,
+        use_dora=knobs.dora,
+        bias=knobs.bias,
+        task_type="CAUSAL_LM",
+    )

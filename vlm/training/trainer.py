@@ -1,6 +1,5 @@
 """TRL's trainer as this pipeline uses it. Imported only by a running job, because it imports torch and TRL."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from vlm.config import cores
+from vlm.config.errors import InputError
 from vlm.config.events import Emit
 from vlm.config.task import Task
 from vlm.data import dataset
+from vlm.evaluation import batching
 from vlm.evaluation.trie import turn_tokens
 from vlm.models import loading
 from vlm.training import fast_lora, lora
@@ -46,6 +47,8 @@ class Trainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The mean cross-entropy of the answers' tokens. Only their positions go through the output layer."""
+        if "spatial_shapes" in inputs:  # LFM2-VL reads them as numbers; see vlm.models.loading.to_device
+            inputs["spatial_shapes"] = inputs["spatial_shapes"].cpu()
         target = inputs.pop("labels")[:, 1:]
         answers = target != -100  # for each position, whether the next token is supervised
 
@@ -166,27 +169,28 @@ def build(
         train_dataset=_samples(job.train, scratch),
         eval_dataset=_samples(job.validation, scratch),
         processing_class=processor,
-        peft_config=LoraConfig(
-            r=params.lora.r,
-            lora_alpha=params.lora.alpha,
-            lora_dropout=params.lora.dropout,
-            target_modules=pattern,  # a string, because PEFT writes a list in an order that changes from run to run
-            use_rslora=params.lora.rslora,
-            use_dora=params.lora.dora,
-            bias=params.lora.bias,
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=lora.config(params.lora, pattern),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    if params.gradient_checkpointing is True:
+        if not trainer.model.supports_gradient_checkpointing:
+            raise InputError(
+                f"params.yaml: finetune.gradient_checkpointing: {job.model.id!r} does not have it; use false"
+            )
+        trainer.model.activation_checkpointing_enable({"use_reentrant": False})
+        # It gives all embeddings gradients, which only reentrant checkpointing needs: gradients for the frozen tower.
+        trainer.model.disable_input_require_grads()
     fast_lora.make_fast(trainer.model)
     _, labels = dataset.ids_and_labels(job.train)
+    lengths = (kept[job.train] if kept else batching.Loader(job.train, processor, job.task)).lengths()
     if kept:
         trainer.train_dataset = FeatureRows(kept[job.train], labels)
         trainer.eval_dataset = FeatureRows(kept[job.validation], dataset.ids_and_labels(job.validation)[1])
     else:
         trainer.train_dataset = AugmentedRows(trainer.train_dataset, params.augment, job.task.flip, job.seed)
-    trainer.train_sampler = EpochSampler(labels, params.balance, job.seed)
+    # With augmentation these lengths are approximate, because crops differ from the pictures in size.
+    trainer.train_sampler = EpochSampler(labels, params.balance, job.seed, params.batch_size, lengths)
     trainer.lr_scale = params.lr_scale
     return trainer
 
@@ -211,11 +215,11 @@ def _arguments(job: "FineTuning", directory: Path, micro_batch: int) -> SFTConfi
         data_seed=job.seed,
         bf16=job.model.dtype == "bfloat16",
         fp16=job.model.dtype == "float16",
-        activation_checkpointing=False,
+        activation_checkpointing=False,  # see `build`
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         # If the model runs on the CPU, workers would only take its cores.
-        dataloader_num_workers=min(8, os.cpu_count() or 1) if on_gpu else 0,
+        dataloader_num_workers=min(8, cores.available()) if on_gpu else 0,
         max_length=None,  # truncating a prompt would cut off image tokens
         completion_only_loss=True,
         remove_unused_columns=False,

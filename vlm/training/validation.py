@@ -1,6 +1,6 @@
 """A validation pass: the posterior's accuracy and log loss on a part of the validation split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlm.config.task import Task
@@ -12,7 +12,9 @@ from vlm.evaluation.posterior import Posterior
 if TYPE_CHECKING:
     from accelerate import PartialState
     from peft import PeftModel
-    from transformers import BatchFeature, ProcessorMixin
+    from transformers import ProcessorMixin
+
+    from vlm.training.features import Features
 
 
 def validation_rows(data: str, count: int, seed: int) -> list[int]:
@@ -34,11 +36,11 @@ def validate(
     task: Task,
     data: str,
     rows: Sequence[int],
-    load: "Callable[[Sequence[int]], BatchFeature]",
+    load: "batching.Loader | Features",
     at_once: int,
     processes: "PartialState",
 ) -> dict[str, float]:
-    """Returns accuracy, its Wilson interval accuracy_low and accuracy_high, and log_loss (nats) on `rows` of `data`.
+    """Returns `accuracy`, its 95 % Wilson interval (`low`, `high`) and `log_loss` (nats) on `rows` of `data`.
 
     `load` returns the model's inputs for rows, `at_once` of which are known to fit into memory. With n processes, each
     answers every n-th batch; all of them return the whole result.
@@ -46,16 +48,17 @@ def validate(
     import numpy as np
     import torch
 
+    from vlm.evaluation.feed import feed
+
     _, labels = dataset.ids_and_labels(data)
     truth = np.array([task.labels.index(labels[row]) for row in rows])
-    lengths = batching.prompt_lengths(data, processor, task)
     inner, training = model.get_base_model(), model.training
     model.eval()
     posterior = Posterior(inner, processor, task)
     found = torch.zeros(len(rows), len(task.labels), dtype=torch.float64)
-    batches = batching.plan([lengths[row] for row in rows], at_once, posterior.wants_equal_lengths)
-    for batch in batches[processes.process_index :: processes.num_processes]:
-        inputs = load([rows[i] for i in batch]).to(inner.device, inner.dtype)
+    batches = batching.plan(load.lengths(rows), at_once, posterior.wants_equal_lengths)
+    own = batches[processes.process_index :: processes.num_processes]
+    for batch, (_, inputs) in zip(own, feed(load, [[rows[i] for i in batch] for batch in own], inner), strict=True):
         found[batch] = posterior(inputs).double()
     if processes.num_processes > 1:
         found = found.to(inner.device)
@@ -67,7 +70,7 @@ def validate(
     of_truth = np.maximum(probabilities[np.arange(len(rows)), truth], np.finfo(np.float64).tiny)
     return {
         "accuracy": right / len(rows),
-        "accuracy_low": low,
-        "accuracy_high": high,
+        "low": low,
+        "high": high,
         "log_loss": float(-np.log(of_truth).mean()),
     }

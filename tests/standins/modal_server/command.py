@@ -22,13 +22,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--state", type=Path, help="a folder for volumes and containers; default: a temporary one")
     parser.add_argument("--no-credentials", action="store_true", help="give COMMAND no token")
     parser.add_argument("--fail-image-build", metavar="REGEX", help="of a line of the Dockerfile")
+    parser.add_argument("--startup", type=Path, metavar="FILE.py", help="code that every container runs first")
     parser.add_argument(
         "--preempt",
         action="append",
         default=[],
         type=Preemption.parse,
-        metavar="FUNCTION@10s|FUNCTION@commit:2",
-        help="preempt a container of the function once: 10 s into an input, or after its second commit",
+        metavar="FUNCTION@10s|FUNCTION@commit:2|FUNCTION@put:2",
+        help="preempt a container of the function once: 10 s into an input, or after its second commit or queue put",
     )
     parser.add_argument(
         "--preempt-mode",

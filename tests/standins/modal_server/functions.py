@@ -129,6 +129,8 @@ class Functions(Service):
             "app_id": function.app,
             "base_function_id": function.base,
             "gpu": (gpu.gpu_type + (f":{gpu.count}" if gpu.count > 1 else "")) if gpu.count else None,
+            "cpu_cores": definition.resources.milli_cpu / 1000,
+            "memory_mib": definition.resources.memory_mb,
             "timeout_s": definition.timeout_secs,
             "retries": MessageToDict(definition.retry_policy, preserving_proto_field_name=True),
             "single_use_containers": definition.single_use_containers,

@@ -16,19 +16,21 @@ _CRASHES = 2  # so often an input is given to another container
 
 @dataclass
 class Preemption:
-    """Of the first container of a function that gets there: `value` seconds into an input, or at that many commits."""
+    """Of the first container of a function that gets there: `value` seconds into an input, or at that many commits or
+    puts on a queue."""
 
     function: str
-    kind: str  # "after" or "commit"
+    kind: str  # "after", "commit" or "put"
     value: float
     done: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Preemption":
-        """From FUNCTION@10s or FUNCTION@commit:2."""
+        """From FUNCTION@10s, FUNCTION@commit:2 or FUNCTION@put:2."""
         function, _, when = text.partition("@")
-        if when.startswith("commit:"):
-            return cls(function, "commit", int(when.removeprefix("commit:")))
+        kind, _, value = when.partition(":")
+        if kind in ("commit", "put"):
+            return cls(function, kind, int(value))
         return cls(function, "after", float(when.removesuffix("s")))
 
 
@@ -85,10 +87,10 @@ class Inputs(Service):
                 self.server.calls.retry_or_finish(one, item.result, item.data_format)
         self.server.containers.scale(container.function)
 
-    def committed(self, container: Container) -> None:
-        """Preempts a container that has committed often enough."""
-        for preemption in self._due(container, "commit"):
-            if container.commits >= preemption.value:
+    def counted(self, container: Container, kind: str, count: int) -> None:
+        """Preempts a container that has committed, or put something on a queue, often enough."""
+        for preemption in self._due(container, kind):
+            if count >= preemption.value:
                 preemption.done = True
                 self._preempt(container)
 

@@ -41,6 +41,9 @@ class Queues(Service):
         queue = self._queue(request)
         queue.values.extend(request.values)
         queue.filled.tell()
+        if container is not None:
+            container.puts += 1
+            self.server.inputs.counted(container, "put", container.puts)
 
     async def rpc_QueueGet(self, request: api_pb2.QueueGetRequest, container: Asker) -> Answer:
         queue = self._queue(request)

@@ -111,6 +111,7 @@ class Container:
         self.exited = asyncio.Event()
         self.copies: dict[str, Copy] = {}  # by the volume's id
         self.commits = 0
+        self.puts = 0  # on queues
         self.record: dict = {
             "container": id_,
             "function": function.name,

@@ -36,6 +36,8 @@ class Sandbox(Service):
         (container.root / "root").mkdir(parents=True)
         for mount in definition.mount_ids:
             self.server.files.write_mount(mount, container.root)
+        if self.server.options.startup:
+            shutil.copyfile(self.server.options.startup, container.root / "root" / "sitecustomize.py")  # on PYTHONPATH
         volumes = []
         for mount in definition.volume_mounts:
             folder = self.server.volumes.copies.make(container, self.server.volumes[mount.volume_id])

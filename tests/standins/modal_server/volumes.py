@@ -155,15 +155,16 @@ class Volumes(Service):
             self.refuse("FAILED_PRECONDITION", "commit() can only be called from a container")
         await self.copies.commit(container, self[request.volume_id])
         container.commits += 1
-        self.server.inputs.committed(container)
-        return api_pb2.VolumeCommitResponse(skip_reload=True)
+        self.server.inputs.counted(container, "commit", container.commits)
+        # Modal may skip the reload that its client adds to a commit, but does not promise to.
+        return api_pb2.VolumeCommitResponse(skip_reload=False)
 
     async def rpc_VolumeReload(self, request: api_pb2.VolumeReloadRequest, container: Asker) -> None:
         if container is None:
             self.refuse("FAILED_PRECONDITION", "reload() can only be called from a container")
         held = await self.copies.held(container, self[request.volume_id])
         if held:
-            self.journal.warn(f"{container.function.name}: reload() refused, for these are open: {', '.join(held[:3])}")
+            self.journal.warn(f"{container.function.name}: reload refused, for these are open: {', '.join(held[:3])}")
             self.refuse("FAILED_PRECONDITION", "there are open files preventing the operation")
         await self.copies.reload(container, self[request.volume_id])
 

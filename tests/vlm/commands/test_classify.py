@@ -49,13 +49,13 @@ def test_batches_that_do_not_fit_in_memory_are_split(photos, at_root, no_memory_
     with no_memory_for(1):
         parts = list(classify.classify(files, params, emit=events.append))
     assert [event.text for event in events] == [
-        "out of memory with 3 samples; going on with 1 at a time",
-        "out of memory with 2 samples; going on with 1 at a time",
+        "out of memory with 3 samples; continuing with 1 at a time",
+        "out of memory with 2 samples; continuing with 1 at a time",
     ]
     for one, other in zip(whole, parts, strict=True):
         assert [label for label, _ in one.labels][:1] == [label for label, _ in other.labels][:1]
         assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-3)
-    with no_memory_for(0), pytest.raises(InputError, match=r"evaluation\.batch_size: not even one sample"):
+    with no_memory_for(0), pytest.raises(InputError, match=r"image\.max_tokens: not even one sample"):
         list(classify.classify(files, params))
 
 

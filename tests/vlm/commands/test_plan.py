@@ -69,6 +69,16 @@ def test_a_plan_for_this_machine_uses_times_of_local_runs(checkout):
     assert 60 * minutes + seconds == pytest.approx(runtime["seconds"], rel=0.05)
 
 
+def test_the_time_of_an_earlier_run_is_scaled_by_the_number_of_samples(checkout):
+    file = checkout / "metrics/runtime/prepare.json"
+    before = file.read_text()
+    file.write_text(json.dumps({"samples": 1180, "seconds": 10.0, "samples_per_second": 118.0}))
+    try:
+        assert plan(checkout)["prepare"][2:4] == ["2360", "0:00:20"]
+    finally:
+        file.write_text(before)
+
+
 def test_a_run_in_progress_is_named(checkout):
     """As DVC notes it: the reader's or writer's process, by path."""
     lock = checkout / ".dvc" / "tmp" / "rwlock"
@@ -82,10 +92,25 @@ def test_a_run_in_progress_is_named(checkout):
     assert re.fullmatch(rf"error: a run is .*\(process {os.getpid()}: dvc repro\).*\n", error)
 
 
+def test_the_last_line_says_how_a_fine_tune_on_a_gpu_fits_into_memory(checkout, make_split):
+    edit(checkout, "params.yaml", "compute: auto ", "compute: modal ")
+    split = checkout / "data/train.parquet"
+    try:
+        last = run(checkout, sys.executable, "-m", "vlm", "plan").splitlines()[-1]
+        assert last.startswith("finetune on L4: memory not known: data/train.parquet: no such file")
+        shutil.copyfile(make_split("train", 2), split)
+        last = run(checkout, sys.executable, "-m", "vlm", "plan").splitlines()[-1]
+        assert last == "finetune on L4: 16 of 16 samples at once, about 1 of 24 GB (estimate)"
+    finally:
+        split.unlink(missing_ok=True)
+        edit(checkout, "params.yaml", "compute: modal ", "compute: auto ")
+
+
 def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu(checkout):
     edit(checkout, "dvc.lock", "model: tiny", "model: 450M")
-    for name in ("structured_eval", "final_eval"):
-        runtime = {"samples": 300, "seconds": 100.0, "gpu": "L4", "gpu_seconds": 130.0}
+    for name, containers in {"structured_eval": 1, "final_eval": 2}.items():
+        runtime = {"samples": 300, "seconds": 100.0, "gpu": "L4", "gpu_seconds": containers * 130.0}
+        runtime |= {"containers": containers}
         (checkout / f"metrics/runtime/{name}.json").write_text(json.dumps(runtime))
     run(checkout, "git", "commit", "-qam", "a run on Modal")
     commit = run(checkout, "git", "rev-parse", "--short", "HEAD").strip()
@@ -94,13 +119,19 @@ def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu
     edit(checkout, "params.yaml", "compute: auto ", "compute: modal ")
     table = plan(checkout)
     assert table["prepare"][1] == "this machine"
-    # 600 samples instead of 300, and 30 s to start
-    assert table["structured_eval"] == ["yes", "Modal, L4", "600", "0:03:50", "0.05", commit]
-    assert table["final_eval"] == ["yes", "Modal, L4", "1200", "0:07:10", "0.10", commit]
+    # 600 samples instead of 300, and 30 s to start; final_eval ran in two containers, each for 100 s
+    assert table["structured_eval"] == ["yes", "Modal, L4", "600", "0:03:50", "0.06", commit]
+    assert table["final_eval"] == ["yes", "Modal, L4", "1200", "0:13:50", "0.22", commit]
     assert table["finetune"][3:] == ["?", "?", "no earlier run of 450M on L4"]
+    edit(checkout, "params.yaml", "containers: 1 ", "containers: 4 ")
+    table = plan(checkout)
+    assert table["structured_eval"][3:5] == ["0:01:20", "0.09"]  # four containers have to start
+    assert table["final_eval"][3:5] == ["0:03:50", "0.25"]
     edit(checkout, "params.yaml", "gpu: null ", "gpu: H100:2 ")
     table = plan(checkout)
     assert table["finetune"][1] == "Modal, H100:2"
     assert table["structured_eval"][1] == "Modal, H100"
     edit(checkout, "params.yaml", "gpu: H100:2 ", "gpu: H10 ")
     assert "modal.gpu: 'H10' should be one of" in run(checkout, sys.executable, "-m", "vlm", "plan", code=1)
+    edit(checkout, "params.yaml", "gpu: H10 ", "gpu: T4 ")
+    assert "modal.gpu: T4 has no bfloat16" in run(checkout, sys.executable, "-m", "vlm", "plan", code=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -22,13 +23,14 @@ from vlm.training.job import FineTuning
 
 @dataclass(frozen=True)
 class Steps:
-    """A job that writes one line per step, and raises the error `trouble` in step `at`, once."""
+    """A job that writes one line per step, and raises the error `trouble` in step `at`, `times` times."""
 
     model: ModelConfig
     data: str
     steps: int = 4
     at: int = 0
     trouble: str = ""
+    times: int = 1
     others: int = 0  # steps of the other containers
 
     RESULTS: ClassVar = ("lines", "folder", "runtime.json")
@@ -42,8 +44,8 @@ class Steps:
         file = directory / "lines"
         done = len(file.read_text().splitlines()) if file.exists() else 0
         for step in range(done + 1, self.steps + 1):
-            if step == self.at and not (directory / "passed").exists():
-                (directory / "passed").touch()
+            if step == self.at and len(list(directory.glob("raised*"))) < self.times:
+                (directory / f"raised{time.time_ns()}").touch()
                 raise _TROUBLES[self.trouble]
             with file.open("a") as lines:
                 lines.write(Path(self.data).read_text())
@@ -95,6 +97,8 @@ class Modal:
             inputs={"data/input": "inputs/abc"},
             from_hub=False,
             gpu="L4",
+            cpu_cores=2,
+            memory_gib=10,
             dollars_per_second=0.5,
             containers=1,
             max_dollars=None,
@@ -138,6 +142,26 @@ def test_transient_errors_are_retried_and_the_work_is_resumed(modal, job, troubl
     assert files["lines"] == "line\n" * 4
     assert set(files) == {"lines", "folder/result", "runtime.json"}
     assert modal.containers == 3  # conduct's and two attempts
+
+
+def test_a_cuda_error_that_recurs_at_the_same_point_ends_the_job_after_two_attempts(modal, job):
+    request = modal.request(replace(job, at=3, trouble="gpu", times=3))
+    value = modal.conduct(request)
+    assert re.fullmatch(r"modal: two attempts ended at the same point with 'CUDA error: an illegal.*", value["error"])
+    assert modal.containers == 3  # conduct's and two attempts
+    assert "files" not in modal.conduct(request)  # when the user runs it again: one attempt more, which fails, too
+    assert modal.containers == 5
+    assert results(modal, modal.conduct(request))["lines"] == "line\n" * 4
+
+
+def test_a_cuda_error_after_more_progress_is_retried(modal, job):
+    """An earlier attempt ended with a CUDA error after step 1, and this one does after step 2."""
+    attempts = modal.volume / "jobs" / "steps-1" / "1" / "0" / "attempts"
+    attempts.mkdir(parents=True)
+    note = {"started": 0, "seen": 0.5, "ended": True, "done": 1, "cuda_error": True}
+    (attempts / "0.json").write_text(json.dumps(note))
+    value = modal.conduct(modal.request(replace(job, at=3, trouble="gpu")))
+    assert results(modal, value)["lines"] == "line\n" * 4
 
 
 @pytest.mark.parametrize(
@@ -206,6 +230,22 @@ def test_a_container_that_is_killed_repeatedly_is_not_retried_forever(modal, job
     assert "files" in modal.conduct(modal.request(job))  # when the user runs it again
 
 
+def test_weights_are_copied_from_the_volumes_cache_as_files(modal, job):
+    cache = modal.volume / worker.HUB_CACHE / "models--org--m"
+    for commit in ("abc", "def"):
+        (cache / "blobs").mkdir(parents=True, exist_ok=True)
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        (cache / "blobs" / commit).write_text(f"weights of {commit}")
+        (cache / "snapshots" / commit / "model.safetensors").symlink_to(f"../../blobs/{commit}")
+    hub_job = replace(job, model=job.model.model_copy(update={"id": "org/m", "revision": "abc"}))
+    disk = modal.disk()
+    worker.copy_weights(modal.request(hub_job, from_hub=True), modal.volume, disk)
+    (file,) = [path for path in disk.rglob("*") if not path.is_dir()]
+    assert file.relative_to(disk) == worker.HUB_CACHE / "models--org--m" / "snapshots" / "abc" / "model.safetensors"
+    assert not file.is_symlink()
+    assert file.read_text() == "weights of abc"
+
+
 def test_every_scalar_is_recorded_and_sent_once(modal, job):
     value = modal.conduct(modal.request(replace(job, at=3, trouble="preempted")))
     record = read_events((modal.volume / value["folder"] / "events.jsonl").read_bytes())
@@ -255,7 +295,7 @@ def test_a_request_reproduces_its_job(task, tiny, image_params, finetune_params)
 def test_merging_two_shards_equals_a_run_without_shards(task, tiny, image_params, make_split, tmp_path):
     data, validation = make_split("test", 22), make_split("train", 6)
     job = Evaluation(
-        task, tiny, image_params, 4, data, 8, "posterior", outlines_samples=6, calibrate_on=validation
+        task, tiny, image_params, 4, data, 8, engine="posterior", outlines_samples=6, calibrate_on=validation
     )  # also with raw answers
     whole, merged = tmp_path / "whole", tmp_path / "merged"
     parts = [tmp_path / "part0", tmp_path / "part1"]

@@ -57,6 +57,20 @@ def test_results_exist_inside_the_block_and_are_removed_after_it(job):
     assert not directory.exists()
 
 
+def test_the_key_is_the_same_in_dvcs_copy_of_the_repository(job, tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "weights").write_text("weights")
+    copied = tmp_path / "repository/.dvc/tmp/exps/standalone/tmpx"
+    copied.mkdir(parents=True)
+    job = replace(job, model=CPU_MODEL.model_copy(update={"id": "../own"}), data=str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path / "repository")
+    key = local.key(job)
+    monkeypatch.chdir(copied)
+    assert local.key(job) == key
+    (tmp_path / "own" / "weights").write_text("others")
+    assert local.key(job) != key
+
+
 def test_unfinished_work_is_resumed_from_another_folder(job, tmp_path, monkeypatch):
     Path("broken").touch()
     with pytest.raises(RuntimeError), compute.run(job, "auto", MODAL):

@@ -4,15 +4,64 @@ import pytest
 
 from vlm.config import gpus
 from vlm.config.errors import InputError
-from vlm.config.models import load_model
+from vlm.config.models import ModelConfig, load_model
+from vlm.config.params import ModalParams
 from vlm.config.yaml_files import read_yaml
 
+MODEL = ModelConfig(name="3B", id="LiquidAI/LFM2-VL-3B", gpu="H100")
 
-def test_prices_and_unknown_gpus(at_root):
-    assert gpus.dollars_per_second("H100", "k") == read_yaml("configs/gpus.yaml")["dollars_per_second"]["H100"]
-    assert gpus.dollars_per_second("H100:4", "k") == 4 * gpus.dollars_per_second("H100", "k")
-    for wrong in ("H10", "H100:", "H100:9", "H100:0", "h100", "H100:4:4"):
-        with pytest.raises(InputError, match=rf"params\.yaml: modal\.gpu: '{wrong}' should be one of T4, "):
-            gpus.dollars_per_second(wrong, "params.yaml: modal.gpu")
+
+def container(modal_gpu: str | None, several: bool = True, **values) -> gpus.Container:
+    """The container for MODEL with other `values`, and with params.yaml's modal.gpu."""
+    modal = ModalParams(gpu=modal_gpu, containers=1, max_dollars=None, timeout=24, region=None)
+    return gpus.container_for(MODEL.model_copy(update=values), modal, several)
+
+
+def test_the_price_of_a_container_is_that_of_its_gpus_cores_and_memory(at_root):
+    assert container("L4") == gpus.Container("L4", 2, 10, pytest.approx(0.000222 + 2 * 0.0000131 + 10 * 0.00000222))
+    one, four = container(None), container("H100:4")
+    assert (one.gpu, four.gpu) == ("H100", "H100:4")
+    assert four.cpu_cores == 4 * one.cpu_cores == 32
+    assert four.memory_gib == 4 * one.memory_gib == 64
+    assert four.dollars_per_second == pytest.approx(4 * one.dollars_per_second)
+    assert container("H100:4", several=False) == one
+
+
+def test_every_gpu_has_all_values(at_root):
+    table = read_yaml("configs/gpus.yaml")
+    for gpu in table["dollars_per_second"]:
+        assert container(gpu, dtype="float32").dollars_per_second > table["dollars_per_second"][gpu]
+        assert gpus.memory_gb(gpu) >= 16
+    for values in (table["memory_gb"], table["cpu_cores"]):
+        assert list(values) == list(table["dollars_per_second"])
+    assert set(table["without_bfloat16"]) < set(table["dollars_per_second"])
+    assert gpus.memory_gb("H100:4") == gpus.memory_gb("H100") == 80
     for file in Path("configs/models").glob("*.yaml"):
-        assert gpus.dollars_per_second(load_model(file.stem).gpu, "k") > 0
+        model = load_model(file.stem)
+        assert container(None, gpu=model.gpu, dtype=model.dtype).dollars_per_second > 0
+
+
+@pytest.mark.parametrize("wrong", ["H10", "H100:", "H100:9", "H100:0", "h100", "H100:4:4"])
+def test_an_unknown_gpu_is_one_line(at_root, wrong):
+    with pytest.raises(InputError, match=rf"^params\.yaml: modal\.gpu: '{wrong}' should be one of T4, "):
+        container(wrong)
+    with pytest.raises(InputError, match=rf"^configs/models/3B\.yaml: gpu: '{wrong}' should be one of T4, "):
+        container(None, gpu=wrong)
+
+
+def test_a_gpu_without_bfloat16_is_refused_for_a_model_in_bfloat16(at_root):
+    remedy = r"choose another GPU, or `options\.dtype: float16` in configs/models/3B\.yaml"
+    with pytest.raises(InputError, match=rf"^params\.yaml: modal\.gpu: T4 has no bfloat16, .*; {remedy}$"):
+        container("T4:2")
+    with pytest.raises(InputError, match=rf"^configs/models/3B\.yaml: gpu: T4 has no bfloat16, .*; {remedy}$"):
+        container(None, gpu="T4")
+    for dtype in ("float16", "float32"):
+        assert container("T4", dtype=dtype).gpu == "T4"
+
+
+def test_a_gap_in_the_file_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    gpus.FILE.write_text("dollars_per_second: {L4: 0.1}\nmemory_gb: {}\n")
+    with pytest.raises(InputError, match=r"^configs/gpus\.yaml: memory_gb\.L4: is missing; add it$"):
+        gpus.memory_gb("L4")

@@ -91,7 +91,7 @@ def test_a_data_set_is_downloaded_by_split_and_then_read_from_the_cache(work, tr
     command = ["run.py", "human_action", FEW]
     online = run(work, command, tree)
     assert online.returncode == 0, online.stderr
-    assert "'conflicts_dropped': 0" not in online.stdout and "'duplicates_dropped': 0" not in online.stdout
+    assert "'conflicts_left_out': 0" not in online.stdout and "'duplicates_left_out': 0" not in online.stdout
     assert "warning: configs/tasks/human_action.yaml: source.revision: not pinned" in online.stderr
     assert "data/test-" not in (work / "log.jsonl").read_text(), "the split with placeholder labels is not downloaded"
     before = data(work)

@@ -17,7 +17,7 @@ compute: auto
 modal: {gpu: null, containers: 1, max_dollars: null, timeout: 24, region: null}
 prepare: {train: 100, validation: null, test: 10}
 image: {max_tokens: null, splitting: false}
-evaluation: {batch_size: 8, max_new_tokens: 32}
+evaluation: {batch_size: 8, raw_batch_size: 8, max_new_tokens: 32}
 structured_eval: {engine: posterior, outlines_samples: 64, calibrate: false}
 finetune:
   epochs: 2
@@ -25,6 +25,7 @@ finetune:
   batch_size: 16
   lr_scale: {language: 1.0, projector: 1.0, vision: 1.0}
   micro_batch: null
+  gradient_checkpointing: auto
   eval_steps: 50
   eval_samples: 100
   select_by: accuracy
@@ -118,12 +119,13 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("splitting: false", "splitting: 1", "params.yaml: image.splitting: 1 should be true or false"),
         ("batch_size: 8", "batch_size: '8'", "params.yaml: evaluation.batch_size: '8' should be a whole number"),
         (", max_new_tokens: 32", "", "params.yaml: evaluation.max_new_tokens: is missing; add it"),
-        ("evaluation: {batch_size: 8, max_new_tokens: 32}", "evaluation: 8", "params.yaml: evaluation: 8 should be a mapping of keys to values"),
+        ("evaluation: {batch_size: 8, raw_batch_size: 8, max_new_tokens: 32}", "evaluation: 8", "params.yaml: evaluation: 8 should be a mapping of keys to values"),
         ("dropout: 0.05", "dropout: 1", "params.yaml: finetune.lora.dropout: 1 should be less than 1"),
         ("dropout: 0.05", "dropout: low", "params.yaml: finetune.lora.dropout: 'low' should be a number"),
         ("modules: language", "modules: '(q_proj'", "params.yaml: finetune.lora.modules: '(q_proj' should be a regular expression: missing )"),
         ("alpha: 16", "beta: 16", "params.yaml: finetune.lora.alpha: is missing; add it"),
         ("r: 8,", "r: 8, rank: 8,", "params.yaml: finetune.lora.rank: there is no such key; the keys here are modules, r, alpha, dropout"),
+        ("checkpointing: auto", "checkpointing: maybe", "params.yaml: finetune.gradient_checkpointing: 'maybe' should be 'auto', True or False"),
         ("micro_batch: null", "micro_batch: 5", "params.yaml: finetune.micro_batch: 5 does not divide finetune.batch_size, 16"),
         ("epochs: 2", "epochs: .inf", "params.yaml: finetune.epochs: inf should be a finite number"),
         ("max_tokens: null", "max_tokens: 100000000", "params.yaml: image.max_tokens: 100000000 should be less than or equal to 32768"),

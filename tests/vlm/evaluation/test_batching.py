@@ -1,9 +1,12 @@
-import threading
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
+from vlm.config.params import ImageParams
 from vlm.data import dataset
 from vlm.evaluation import batching
 from vlm.models import loading
@@ -29,9 +32,18 @@ def test_samples_of_equal_length_stay_in_order():
 def test_prompt_lengths_equal_those_of_the_encoded_prompts(task, tiny, image_params, make_split):
     processor = loading.load_processor(tiny, image_params)
     split = make_split("test", 3)
-    lengths = batching.prompt_lengths(split, processor, task)
-    inputs = batching.Loader(split, processor, task)([0, 1, 2])
-    assert lengths == [inputs["input_ids"].shape[1]] * 3
+    load = batching.Loader(split, processor, task)
+    assert load.lengths() == [load([0])["input_ids"].shape[1]] * 3
+    assert load.lengths([2]) == load.lengths()[2:]
+
+
+@pytest.mark.parametrize("splitting", [True, False])
+def test_the_prompt_length_of_a_size_is_that_of_any_picture_of_this_size(task, tiny, splitting):
+    processor = loading.load_processor(tiny, ImageParams())
+    processor.image_processor = Lfm2VlImageProcessor(do_image_splitting=splitting)  # the real models' sizes
+    for size in [(224, 224), (640, 480), (480, 641), (1024, 768), (40, 900), (3000, 2000)]:
+        inputs = loading.encode(processor, task, [Image.effect_noise(size, 80).convert("RGB")])
+        assert loading.prompt_length(processor, task, size) == inputs["input_ids"].shape[1]
 
 
 def test_the_loader_returns_rows_in_the_requested_order(task, tiny, image_params, make_split):
@@ -41,28 +53,10 @@ def test_the_loader_returns_rows_in_the_requested_order(task, tiny, image_params
     assert both["pixel_values"][1].equal(first["pixel_values"][0])
 
 
-def test_ahead_keeps_the_order_and_works_at_most_two_items_ahead():
-    begun, two_ahead = [], threading.Event()
-
-    def work(item):
-        begun.append(item)
-        if item == 2:
-            two_ahead.set()
-        return item * item
-
-    results = batching.ahead(work, range(6))
-    assert next(results) == (0, 0)
-    assert two_ahead.wait(10)
-    assert len(begun) <= 4
-    assert list(results) == [(i, i * i) for i in range(1, 6)]
-
-
-def test_ahead_passes_exceptions_on():
-    def work(item):
-        raise ValueError(f"row {item}")
-
-    with pytest.raises(ValueError, match="row 0"):
-        list(batching.ahead(work, range(3)))
+def test_a_loader_that_has_been_used_can_be_pickled(task, tiny, image_params, make_split):
+    load = batching.Loader(make_split("test", 2), loading.load_processor(tiny, image_params), task)
+    inputs = load([0, 1])
+    assert pickle.loads(pickle.dumps(load))([0, 1])["pixel_values"].equal(inputs["pixel_values"])
 
 
 def test_a_missing_split_is_a_one_line_error(task, tiny, image_params):

@@ -160,7 +160,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_split(job, no_memory_for, tmp_
 
 
 def test_a_sample_that_does_not_fit_into_memory_is_a_one_line_error(job, no_memory_for, tmp_path):
-    with no_memory_for(0), pytest.raises(InputError, match=r"evaluation\.batch_size: not even one sample"):
+    with no_memory_for(0), pytest.raises(InputError, match=r"image\.max_tokens: not even one sample"):
         run(structured(job), tmp_path / "a")
     assert not (tmp_path / "a" / "structured.parquet").exists()
 

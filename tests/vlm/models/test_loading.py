@@ -37,6 +37,16 @@ def test_a_model_that_differs_from_its_pin_is_refused(tiny, tmp_path):
         loading.load(changed, ImageParams())
 
 
+def test_a_relative_folder_is_loaded_from_dvcs_copy_of_the_repository(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny.id, tmp_path / "own")
+    copied = tmp_path / "repository/.dvc/tmp/exps/standalone/tmpx"
+    copied.mkdir(parents=True)
+    monkeypatch.chdir(copied)
+    model, processor = loading.load(tiny.model_copy(update={"id": "../own"}), ImageParams())
+    assert model.config.vision_config.hidden_size == 128
+    assert processor.tokenizer.padding_side == "left"
+
+
 def test_a_folder_that_is_not_an_adapter_is_named(tiny, tmp_path):
     with pytest.raises(InputError, match=r"is no adapter.*dvc repro finetune"):
         loading.load(tiny, ImageParams(), adapter=str(tmp_path))

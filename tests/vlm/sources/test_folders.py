@@ -69,7 +69,7 @@ def test_unreadable_files_and_copies_are_left_out_and_listed():
     assert Counter(skipped.kind for skipped in report.skipped) == {"unreadable": 2, "duplicate": 2, "conflict": 2}
     assert report.details() == {
         "train_rows": 27, "validation_rows": 4, "test_rows": 8, "left_out": 6, "classes": 2, "smallest_class": 19,
-        "largest_class": 20, "duplicates_dropped": 2, "conflicts_dropped": 2, "unreadable_skipped": 2,
+        "largest_class": 20, "duplicates_left_out": 2, "conflicts_left_out": 2, "unreadable_left_out": 2,
         "other_classes_left_out": 0, "blank": 0, "tiny_pictures": 0,
     }  # fmt: skip
     log = next(event.text for event in events if isinstance(event, Log))
@@ -120,8 +120,8 @@ def test_a_missing_folder_is_one_line():
     with pytest.raises(InputError) as caught:
         prepare(FOLDER)
     assert str(caught.value) == (
-        "configs/tasks/pets.yaml: source.folder: 'pets' is no folder here; it is relative to the repository, so it should "
-        f"be {Path.cwd() / 'pets'}"
+        "configs/tasks/pets.yaml: source.folder: there is no folder 'pets'; relative paths start at the repository, so put "
+        f"the pictures in {Path.cwd() / 'pets'} or correct the path"
     )
 
 
@@ -133,7 +133,7 @@ def test_a_relative_folder_is_found_from_dvcs_copy_of_the_repository(copy, work,
     copied = work / "repository" / ".dvc/tmp/exps" / copy
     copied.mkdir(parents=True)
     monkeypatch.chdir(copied)
-    with pytest.raises(InputError, match="is no folder here"):
+    with pytest.raises(InputError, match="there is no folder 'pets'"):
         prepare(FOLDER)
     of = task({"folder": "../pets"})
     assert of.source.folder_path.samefile(beside)
@@ -147,7 +147,7 @@ def test_a_relative_folder_is_found_from_dvcs_copy_of_the_repository(copy, work,
 
 def test_an_empty_folder_is_one_line():
     Path("pets").mkdir()
-    with pytest.raises(InputError, match=r"source\.folder: 'pets' has no pictures; it should hold LABEL/PICTURE"):
+    with pytest.raises(InputError, match=r"source\.folder: 'pets' has no pictures; they should be in it as LABEL/"):
         prepare(FOLDER)
 
 
@@ -232,8 +232,8 @@ def test_blank_and_tiny_pictures_stay_and_are_reported():
         "left_out": 0, "blank": 4, "tiny_pictures": 1,
     }  # fmt: skip
     (line,) = report.warnings()
-    assert line.startswith("pictures in the splits that show little: 4 blank (all pixels alike): cat/blank-")
-    assert line.endswith(", ...; 1 tiny (a side of under 8 pixels): dog/tiny.png")
+    assert line.startswith("pictures in the splits that show little: 4 blank (all pixels equal): cat/blank-")
+    assert line.endswith(", ...; 1 tiny (a side shorter than 8 pixels): dog/tiny.png")
 
 
 def test_labels_without_a_row_are_reported_in_one_line():
@@ -267,7 +267,7 @@ def test_a_label_whose_pictures_are_all_unreadable_is_one_line():
 def test_a_folder_without_a_readable_picture_says_why():
     for name in ("cat/1.png", "dog/1.png"):
         picture(name, name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"not one picture can be used; the first, cat/1\.png, is empty"):
+    with pytest.raises(InputError, match=r"none of the pictures can be used; the first, cat/1\.png, is empty"):
         prepare(FOLDER)
 
 

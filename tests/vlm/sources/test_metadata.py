@@ -74,7 +74,7 @@ def test_a_metadata_file_names_pictures_and_labels(kind):
         ("a.csv", b"file,what\ncat/00.png,\xff\n", "pets/a.csv: cannot be read as CSV or JSONL in UTF-8"),
         ("a.csv", "file,what\n../cat.png,cat\n", "pets/a.csv: line 2: '../cat.png' should be a path inside pets"),
         ("a.jsonl", '{"file": "cat/00.png", "what": "cat"}\n{"file"\n', "pets/a.jsonl: line 2: is not JSON"),
-        ("a.jsonl", "[1]\n", "pets/a.jsonl: line 1: should be an object"),
+        ("a.jsonl", "[1]\n", "pets/a.jsonl: line 1: should be a JSON object"),
         ("a.xlsx", "", "pets/a.xlsx: should be a .csv or .jsonl file"),
     ],
 )

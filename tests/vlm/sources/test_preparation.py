@@ -106,7 +106,7 @@ def test_badges_draw_from_the_tasks_labels():
 
 @pytest.mark.parametrize("split", preparation.SPLITS)
 def test_badges_need_a_number_of_rows(split):
-    with pytest.raises(InputError, match=rf"params\.yaml: prepare\.{split}: null means all, and badges are endless"):
+    with pytest.raises(InputError, match=rf"params\.yaml: prepare\.{split}: null means all, but badges have no limit"):
         prepare(BADGES, SMALL.model_copy(update={split: None}))
 
 

@@ -15,8 +15,9 @@ from vlm.evaluation import batching
 from vlm.models import loading
 from vlm.training import features
 
-SIZES = [(100, 60), (64, 120), (60, 60), (100, 60), (300, 90)]
-ROWS = [4, 0, 2]
+SIZES = [(100, 60), (64, 120), (60, 60), (100, 60), (300, 90)] * 4
+ROWS = [4, 0, 17]
+COMPUTED = [Progress(done, 20, "picture encoded") for done in (16, 20)]  # 16 pictures at once
 KEPT = {"lfm2_vl", "gemma3"}  # models that continue from the last hidden state of a tower that gets all pixels
 
 
@@ -42,16 +43,22 @@ def question():
 
 @pytest.fixture
 def prepared(split, question, tmp_path):
-    def prepare(name, budget=1.0, directory=tmp_path / "features", at_once=2):
+    def prepare(name, budget=1.0, directory=tmp_path / "features", most=16):
+        """`most` is the number of tiles for which the vision tower has memory."""
+
+        def refuse(tower, args, kwargs):
+            if len(kwargs["pixel_values"]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
         config = ModelConfig(name=name, id=str(build(name, tmp_path / name)), dtype="float32")
         loaded, processor = loading.load(config, ImageParams())
         load = batching.Loader(split, processor, question)
         with torch.inference_mode():
             before = loaded(**load(ROWS)).logits
         events = []
-        kept = features.precompute(
-            loaded, processor, question, [split], directory, at_once, budget, lambda event: events.append(event)
-        )
+        if most < 16:
+            loaded.base_model.vision_tower.register_forward_pre_hook(refuse, with_kwargs=True)
+        kept = features.precompute(loaded, processor, question, [split], directory, budget, events.append)
         return loaded, load, before, kept, events
 
     return prepare
@@ -68,7 +75,7 @@ def test_the_model_computes_the_same(prepared, split, name):
     if kept is None:
         assert [type(event) for event in events] == [Log]
     else:
-        assert [event.done for event in events if isinstance(event, Progress)] == [2, 4, 5]
+        assert events == COMPUTED
         plain = load(ROWS)
         assert set(plain) == set(inputs)
         for key in set(plain) - {"pixel_values"}:
@@ -83,21 +90,30 @@ def test_features_over_the_budget_are_not_cached(prepared):
         assert torch.equal(loaded(**load(ROWS)).logits, before)
 
 
+def test_prompt_lengths_are_those_of_the_loader(prepared, split):
+    _, load, _, kept, _ = prepared("lfm2_vl")
+    lengths = kept[split].lengths(range(5))
+    assert lengths == [load([row])["input_ids"].shape[1] for row in range(5)]
+    assert len(set(lengths)) > 1
+
+
 def test_an_interrupted_run_recomputes_only_unfinished_features(prepared, split, tmp_path):
     """After an interruption the features are equal to the last bit, and finished ones are not computed again."""
-    computed = [Progress(done, 5, "picture encoded") for done in (2, 4, 5)]
     _, _, _, one, events = prepared("lfm2_vl")
-    assert events == computed
+    assert events == COMPUTED
     kept = one[split].tiles.clone()
     _, _, _, again, events = prepared("lfm2_vl")
     assert torch.equal(kept, again[split].tiles)
     assert events == []
-    *_, events = prepared("lfm2_vl", at_once=3)
-    assert [event.done for event in events] == [3, 5]
+    (tmp_path / "features" / "complete").unlink()  # as if killed in the middle
     _, _, _, again, events = prepared("lfm2_vl")
     assert torch.equal(kept, again[split].tiles)
-    assert events == computed
-    (tmp_path / "features" / "complete with 2 at once").unlink()  # as if killed in the middle
-    _, _, _, again, events = prepared("lfm2_vl")
-    assert torch.equal(kept, again[split].tiles)
-    assert events == computed
+    assert events == COMPUTED
+
+
+def test_running_out_of_memory_encodes_fewer_pictures_at_once(prepared, split, tmp_path):
+    _, _, _, whole, _ = prepared("lfm2_vl")
+    _, _, _, parts, events = prepared("lfm2_vl", directory=tmp_path / "parts", most=5)
+    assert torch.allclose(whole[split].tiles, parts[split].tiles, atol=1e-5)
+    assert [event for event in events if isinstance(event, Progress)] == COMPUTED
+    assert any(isinstance(event, Log) and "out of memory with 16 samples" in event.text for event in events)

@@ -1,0 +1,209 @@
+"""Measures how fast batches of pictures can be prepared for a GPU: `python -m benchmarks.feed`.
+
+The pictures are JPEG files, the processor has the settings of LFM2-VL's real checkpoints (tiles of 512 pixels, 64 to
+256 image tokens per tile) and tiny's tokenizer, and batches have 32 pictures. Each case runs in its own process on one
+or two cores, with one torch thread per process. The cases:
+
+- bare: decode, resize to the sizes that the processor chooses, and normalise; one picture at a time, nothing else.
+- single_thread: batches through the processor in one background thread, as for a model on a CPU.
+- ours: `vlm.evaluation.feed` with a worker process per core, as for a model on a GPU.
+- job: the evaluation job (`Evaluation.answer`), fed as in `ours`, with a model that answers a batch at once.
+- job_h100: the same with a model that takes as long as an H100 might: 600 pictures of 512 x 512 a second, in proportion
+  to the tiles (an estimate from its arithmetic throughput; nothing here ran on a GPU).
+
+`cpu_ms_per_image` is the CPU time of all processes, system time included. Prints a table and writes
+benchmarks/feed.json. About three minutes on two idle cores.
+"""
+
+import argparse
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+BATCH = 32
+H100 = 600  # pictures of one tile per second
+# Pictures, width, height, whether large ones are cut into tiles
+SIZES = {
+    "224 x 224": (1024, 224, 224, True),
+    "512 x 512": (1024, 512, 512, True),
+    "1024 x 768": (512, 1024, 768, False),
+    "1024 x 768, tiles": (128, 1024, 768, True),
+}
+CASES = (("bare", 1), ("single_thread", 1), ("single_thread", 2), ("ours", 1), ("ours", 2), ("job", 2), ("job_h100", 2))
+ROUNDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)  # for child processes
+    options = parser.parse_args()
+    if options.measure:
+        case, size, cores, split = options.measure
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+        print(json.dumps(measure(case, size, int(cores), split)))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size, (count, width, height, _) in SIZES.items():
+            split = Path(folder) / f"{width}x{height}.parquet"
+            write_pictures(split, count, width, height)
+            runs: dict[tuple[str, int], list[dict]] = {case: [] for case in CASES}
+            for _ in range(ROUNDS):  # all cases in each, so that a slow phase of the host affects all of them
+                for case, cores in CASES:
+                    command = [sys.executable, "-m", "benchmarks.feed", "--measure", case, size, str(cores), str(split)]
+                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+                    runs[case, cores].append(json.loads(done.stdout.splitlines()[-1]))
+            for of_case in runs.values():
+                row = sorted(of_case, key=lambda run: run["images_per_second"])[ROUNDS // 2]  # the median
+                print(
+                    f"{row['size']:18} {row['case']:14} {row['cores']} cores {row['images_per_second']:8.4g} images/s "
+                    f"{row['cpu_ms_per_image']:7.3g} ms of CPU time",
+                    flush=True,
+                )
+                rows.append(row)
+    Path("benchmarks/feed.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def write_pictures(path: Path, count: int, width: int, height: int) -> None:
+    """A split of JPEG files with about as much detail as a photo, 32 different ones."""
+    import numpy as np
+    from PIL import Image
+
+    from vlm.data import dataset
+
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(32):
+        coarse = Image.fromarray(rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    dataset.write(path, (dataset.Row(str(row), files[row % len(files)], "Audi") for row in range(count)))
+
+
+def measure(case: str, size: str, cores: int, split: str) -> dict:
+    """One case's row."""
+    import torch
+
+    from vlm.config.params import load_params
+    from vlm.models import loading
+
+    torch.set_num_threads(1)
+    params = load_params()
+    processor = loading.load_processor(params.model, params.image)
+    count, width, height, tiles = SIZES[size]
+    processor.image_processor = image_processor(tiles)
+    run = {"bare": bare, "single_thread": single_thread, "ours": ours, "job": job, "job_h100": job}[case]
+    run(split, processor, params, range(BATCH), cores, 0.0)  # warm up
+    tiles_per_picture = len(processor.image_processor([picture(width, height)], return_tensors="pt")["pixel_values"])
+    sleep = tiles_per_picture / H100 if case == "job_h100" else 0.0
+    cpu, began = cpu_seconds(), time.perf_counter()
+    run(split, processor, params, range(count), cores, sleep)
+    seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
+    return {
+        "case": case,
+        "size": size,
+        "cores": cores,
+        "images_per_second": float(f"{count / seconds:.4g}"),
+        "cpu_ms_per_image": float(f"{1000 * cpu / count:.3g}"),
+    }
+
+
+def image_processor(tiles: bool):
+    from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
+
+    return Lfm2VlImageProcessor(do_image_splitting=tiles)  # the other settings are those of the real checkpoints
+
+
+def picture(width: int, height: int):
+    from PIL import Image
+
+    return Image.new("RGB", (width, height))
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of all that it has started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def bare(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
+    from torchvision.transforms.v2 import functional
+
+    from vlm.data import dataset
+    from vlm.evaluation.batching import decoded
+
+    first = processor.image_processor([decoded(dataset.Reader(split).rows([0])[0].image)], return_row_col_info=True)
+    (grid_height, grid_width), (thumbnail,) = (first["image_rows"][0], first["image_cols"][0]), first["image_sizes"]
+    tile = processor.image_processor.tile_size
+    targets = [list(map(int, thumbnail))]
+    if grid_height * grid_width > 1:
+        targets.append([int(grid_height) * tile, int(grid_width) * tile])
+    for row in dataset.Reader(split).rows(rows):
+        image = functional.pil_to_tensor(decoded(row.image))
+        for target in targets:
+            resized = functional.resize(image, target, antialias=True)
+            functional.normalize(resized.float() / 255, [0.5] * 3, [0.5] * 3)
+
+
+def batches(rows: range) -> list[list[int]]:
+    return [list(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+
+
+def single_thread(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
+    consume(split, processor, params, rows, 0)
+
+
+def ours(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
+    consume(split, processor, params, rows, cores)
+
+
+def consume(split: str, processor, params, rows: range, workers: int) -> None:
+    import torch
+
+    from vlm.evaluation import batching
+    from vlm.evaluation.feed import feed
+
+    model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
+    for _ in feed(batching.Loader(split, processor, params.task), batches(rows), model, workers):
+        pass
+
+
+def job(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
+    """The runner of the evaluation job with a model that takes `sleep` seconds for a picture."""
+    import torch
+
+    from vlm.evaluation import runner
+    from vlm.evaluation.decoding import Answers
+    from vlm.evaluation.feed import feed
+    from vlm.evaluation.record import Record
+
+    def answer(inputs: dict) -> Answers:
+        count = len(inputs["input_ids"])
+        time.sleep(sleep * count)
+        return Answers(["Audi"] * count, [[1.0]] * count)
+
+    def with_workers(load, planned, model) -> Iterator:
+        return feed(load, planned, model, cores)
+
+    config = SimpleNamespace(image_token_id=processor.image_token_id)
+    model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16, config=config)
+    own, runner.feed = runner.feed, with_workers  # a model on a CPU has no worker processes
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = runner.BatchRunner(model, processor, params.task, lambda event: None, (0, 1))
+            made.run(split, BATCH, answer, Record(Path(folder) / "record.jsonl"), rows=rows)
+    finally:
+        runner.feed = own
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vlm.config import cores
+
+SHOW = "import os, vlm, torch; print(torch.get_num_threads(), os.environ['GOMP_SPINCOUNT'])"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("3200000 100000", 8), ("", 8), (None, 8)],
+)
+def test_a_containers_quota_limits_the_cores(content, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    if content is not None:
+        (tmp_path / "cpu.max").write_text(content)
+    assert cores.available(tmp_path / "cpu.max") == expected
+
+
+def shown(**environment: str) -> list[str]:
+    """The number of torch's threads and the spin count of a process that may use one core."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_NUM", "GOMP", "MKL_NUM"))}
+    code = f"import os; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, [0]); {SHOW}"
+    done = subprocess.run([sys.executable, "-c", code], env=kept | environment, capture_output=True, check=True)
+    return done.stdout.decode().split()
+
+
+def test_torch_starts_no_more_threads_than_the_process_has_cores():
+    threads, spins = shown()
+    assert threads == "1"
+    assert spins == str(cores.SPIN_COUNT)
+
+
+def test_what_the_user_has_set_stays():
+    assert shown(OMP_NUM_THREADS="2", GOMP_SPINCOUNT="77") == ["2", "77"]
