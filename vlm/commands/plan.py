@@ -196,7 +196,7 @@ def _gpu(params: Params) -> Gpu | None:
     _, on_modal, _ = _place(params, "finetune")
     if on_modal:
         return Gpu(on_modal, int(on_modal.partition(":")[2] or 1), round(gpus.memory_gb(on_modal) * 1e9))
-    count = local.gpus()
+    count = len(local.gpus())
     if not count:
         return None
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]

@@ -45,11 +45,13 @@ def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Pat
             elif scalars:
                 scalars(event)
 
-        count = gpus() if job.DATA_PARALLEL else 1
-        if count > 1:
-            processes.run(job, directory, emit, count)
-        else:
+        here = [] if job.model.runs_on_cpu else gpus()
+        if len(here) < 2:
             job.run(directory, emit)
+        elif job.DATA_PARALLEL:
+            processes.run(job, directory, emit, len(here))
+        else:
+            processes.answer(job, directory, emit, here)
         yield directory
 
 
@@ -73,20 +75,19 @@ def end_with_dvc(interrupt: bool = True) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def gpus() -> int:
-    """The number of NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES, if set, makes visible.
+def gpus() -> list[str]:
+    """The NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES, if set, makes visible; named as in that variable.
 
     Does not use torch, which is slow to import.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     if visible is None:
-        return found
-    named = list(takewhile(lambda name: name and not name.startswith("-"), visible.split(",")))  # -1 ends the list
-    return min(found, len(named))
+        return [str(number) for number in range(count)]
+    return list(takewhile(lambda name: name and not name.startswith("-"), visible.split(",")))[:count]  # -1 ends it
 
 
 @contextmanager

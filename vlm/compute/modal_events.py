@@ -11,6 +11,7 @@ from modal import exception
 from vlm.compute.event_log import event_of, read_events
 from vlm.compute.modal_app import events_of, volume
 from vlm.compute.modal_errors import UNREACHABLE
+from vlm.compute.progress import Combined
 from vlm.compute.request import Request
 from vlm.config.events import Event, Log, Progress, Scalars
 
@@ -69,8 +70,7 @@ class Shown:
         self._stack = ExitStack()
         self._track = self._stack.enter_context(tracked())
         self._known: set[tuple[int, int, int]] = set()
-        self._done: dict[tuple[int, str], dict[int, int]] = {}  # (total, unit), in the job's order -> shard -> done
-        self._complete: set[tuple[int, str]] = set()
+        self._progress = Combined(bar)
         self._points: list[tuple[int, str, float]] = []
 
     def __call__(self, entry: dict) -> None:
@@ -80,8 +80,7 @@ class Shown:
         self._known.add(number)
         event = event_of(entry)
         if isinstance(event, Progress):
-            self._count(entry["shard"], event)
-            self._show_progress()
+            self._progress(entry["shard"], event)
         elif isinstance(event, Log):
             self._bar(event)
         elif self._track:
@@ -91,8 +90,7 @@ class Shown:
         """Shows missed progress; tracks all scalars again if they did not arrive exactly as in the record."""
         for entry in record:
             if entry["type"] == "Progress":
-                self._count(entry["shard"], event_of(entry))
-        self._show_progress()
+                self._progress(entry["shard"], event_of(entry))
         events = [event_of(entry) for entry in record if entry["type"] == "Scalars"]
         recorded = [(event.step, name, value) for event in events for name, value in event.values.items()]
         if self._track and recorded != self._points:
@@ -104,18 +102,6 @@ class Shown:
 
     def close(self) -> None:
         self._stack.close()
-
-    def _count(self, shard: int, event: Progress) -> None:
-        self._done.setdefault((event.total, event.unit), {})[shard] = event.done
-
-    def _show_progress(self) -> None:
-        """Shows the first count that is not complete. Containers that are already at a later one are not shown yet."""
-        for (total, unit), done in self._done.items():
-            if (total, unit) not in self._complete:
-                self._bar(Progress(sum(done.values()), total, unit))
-                if sum(done.values()) < total:
-                    return
-                self._complete.add((total, unit))
 
     def _log(self, event: Scalars) -> None:
         self._points += [(event.step, name, value) for name, value in event.values.items()]

@@ -1,23 +1,31 @@
-"""Runs one job in several data-parallel processes on this machine, one for each GPU.
+"""Runs one job in several processes on this machine, one for each GPU: `python -m vlm.compute.processes` in each.
 
-torchrun, which `run` starts, executes `python -m vlm.compute.processes` in each process.
+A fine-tune is data-parallel, and torchrun starts its processes. The batches of an evaluation are shared out.
 """
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm.compute.progress import Combined
 from vlm.config.errors import InputError
-from vlm.config.events import Emit, Log, Progress, Scalars
+from vlm.config.events import Emit, Event, Log, Progress, Scalars
 
 if TYPE_CHECKING:
     from vlm.compute import Job
 
+_HERE = "vlm.compute.processes"
 _EVENTS = {kind.__name__: kind for kind in (Progress, Scalars, Log)}
 
 
@@ -27,27 +35,74 @@ def run(job: "Job", directory: Path, emit: Emit, count: int) -> None:
     Raises InputError if the job does, and RuntimeError, with all of stderr, if the processes fail otherwise. They end
     when this process dies, because the first one can no longer write its events.
     """
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"]
+    with _started([*torchrun, _HERE], job, directory, {}) as pass_on:
+        pass_on(emit)
+
+
+def answer(job: "Job", directory: Path, emit: Emit, gpus: Sequence[str]) -> None:
+    """Answers an evaluation's batches in one process for each of `gpus`, and merges the results into `directory`.
+
+    `gpus` are values for CUDA_VISIBLE_DEVICES. Raises like `run`.
+    """
+    count = len(gpus)
+    shards = [directory / f"{count} processes" / str(shard) for shard in range(count)]
+    combined, lock = Combined(emit), threading.Lock()
+
+    def emit_from(shard: int, event: Event) -> None:
+        with lock:
+            if isinstance(event, Progress):
+                combined(shard, event)
+            elif shard == 0:  # the others say the same
+                emit(event)
+
+    with ThreadPoolExecutor(count) as threads, ExitStack() as stack:  # the processes end before the threads
+        followed = []
+        for shard, gpu in enumerate(gpus):
+            shards[shard].mkdir(parents=True, exist_ok=True)
+            environment = {"CUDA_VISIBLE_DEVICES": gpu}
+            started = _started([_HERE], job, shards[shard], environment, str(shard), str(count))
+            pass_on = stack.enter_context(started)
+            followed.append(threads.submit(pass_on, partial(emit_from, shard)))
+        for future in as_completed(followed):
+            future.result()
+    job.merge(shards, directory)
+
+
+@contextmanager
+def _started(
+    module: Sequence[str], job: "Job", directory: Path, environment: Mapping[str, str], *shard: str
+) -> Iterator[Callable[[Emit], None]]:
+    """Starts `python -m MODULE` for a job, and ends it on exit.
+
+    Yields a function that emits the job's events until it ends, and raises InputError or RuntimeError (see `run`).
+    """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         file = Path(folder, "job.pickle")
         file.write_bytes(pickle.dumps(job))
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command = [sys.executable, "-m", *torchrun, "-m", "vlm.compute.processes", str(file), str(directory)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-            try:
+        command = [sys.executable, "-m", *module, str(file), str(directory), *shard]
+        environment = {**os.environ, **environment}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+
+            def pass_on(emit: Emit) -> None:
                 for line in process.stdout or ():
                     kind, values = json.loads(line)
                     if kind == "InputError":
                         raise InputError(values)
                     emit(_EVENTS[kind](**values))
+                if process.wait():
+                    errors.seek(0)
+                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()}")
+
+            try:
+                yield pass_on
             finally:
                 process.terminate()
-        if process.returncode:
-            errors.seek(0)
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()}")
 
 
 def main() -> None:
-    file, directory = map(Path, sys.argv[1:])
+    file, directory = map(Path, sys.argv[1:3])
+    shard = tuple(map(int, sys.argv[3:]))  # (i, n) of an evaluation
     job = pickle.loads(file.read_bytes())
     output, sys.stdout = sys.stdout, sys.stderr  # so that no other output is taken for an event
 
@@ -56,8 +111,17 @@ def main() -> None:
         output.write(json.dumps([kind, values]) + "\n")
         output.flush()
 
+    def emit(event: Event) -> None:
+        send(type(event).__name__, asdict(event))
+
     try:
-        job.run(directory, lambda event: send(type(event).__name__, asdict(event)))
+        if shard:
+            if hasattr(os, "sched_setaffinity"):  # each prepares its batches on its part of the cores
+                mine = sorted(os.sched_getaffinity(0))[shard[0] :: shard[1]]
+                os.sched_setaffinity(0, mine or os.sched_getaffinity(0))
+            job.answer(directory, emit, shard)
+        else:
+            job.run(directory, emit)
     except InputError as error:
         send("InputError", str(error))
         sys.exit(1)

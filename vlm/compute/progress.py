@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -102,3 +103,24 @@ class _Lines:
         if event.done < event.total and rate:
             line += f", {tqdm.format_interval((event.total - event.done) / rate)} to go"
         print(line, file=sys.stderr, flush=True)
+
+
+class Combined:
+    """Adds up the progress of the shards of a job and emits the first count that is not complete.
+
+    Shards that are already at a later count are not shown yet.
+    """
+
+    def __init__(self, emit: Callable[[Progress], None]) -> None:
+        self._emit = emit
+        self._done: dict[tuple[int, str], dict[int, int]] = {}  # (total, unit), in the job's order -> shard -> done
+        self._complete: set[tuple[int, str]] = set()
+
+    def __call__(self, shard: int, event: Progress) -> None:
+        self._done.setdefault((event.total, event.unit), {})[shard] = event.done
+        for (total, unit), done in self._done.items():
+            if (total, unit) not in self._complete:
+                self._emit(Progress(sum(done.values()), total, unit))
+                if sum(done.values()) < total:
+                    return
+                self._complete.add((total, unit))

@@ -16,8 +16,9 @@ that is more probable than each of them; or (b) Outlines' grammar, which is defi
 characters as other tokens than t(label), and the model prefers those.
 
 Cost: the tokens at the start that all labels share are appended to the prompt, so one prefill yields the root's
-distribution. All deeper branching nodes come from one more forward pass of a few tokens per row, on the prefill's cache
-repeated for each path. Only the columns of the output layer for tokens that distinguish labels are computed.
+distribution. All deeper branching nodes come from further passes over the few tokens that lead to them, on the
+prefill's cache: tree_attention.py for LFM2, repeated_cache.py for other architectures. Only the columns of the output
+layer for tokens that distinguish labels are computed, in float32.
 """
 
 from collections.abc import Iterator, Sequence

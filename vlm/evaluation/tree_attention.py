@@ -121,7 +121,7 @@ def _as_tensors(part: Part, kernel: int, device: torch.device) -> _Pass:
     masked = torch.ones(n, n, dtype=torch.bool)
     for i, chain in enumerate(part.chains):
         masked[i, list(chain)] = False
-    windows = [[*range(kernel), *(kernel + i for i in chain)][-kernel - 1:-1] for chain in part.chains]
+    windows = [[*range(kernel), *(kernel + i for i in chain)][-kernel:] for chain in part.chains]
     nodes, positions = zip(*part.nodes, strict=True)
     return _Pass(
         tokens=torch.tensor(part.tokens, device=device),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+_WEIGHTS = "model*.safetensors"
+
 
 def load(
     config: ModelConfig, image: ImageParams, adapter: str | None = None, merged: bool = True
@@ -75,7 +77,7 @@ def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":
 
     config = pins.resolved_model(config)
     pins.verify_model(config)
-    require_files(config)
+    require_files(config, weights=False)
     with _one_line_errors(config):
         processor = AutoProcessor.from_pretrained(
             config.folder or config.id, revision=hub_revision(config), local_files_only=True
@@ -130,21 +132,21 @@ def _parameters(folder: Path) -> int:
     return count
 
 
-def require_files(config: ModelConfig) -> Path:
-    """Returns the model's folder: configuration, tokenizer, processor, weights. Downloads what is not yet in the cache.
+def require_files(config: ModelConfig, weights: bool = True) -> Path:
+    """Returns the model's folder: configuration, tokenizer, processor and, unless `weights` is false, weights.
 
-    The weights are safetensors, and no code is downloaded. This is done before transformers looks for the files,
-    because transformers neither waits for a busy Hub nor retries a broken connection. Raises InputError if the download
-    fails or the folder holds no such model.
+    Downloads what is not yet in the cache. The weights are safetensors, and no code is downloaded. This is done before
+    transformers looks for the files, because transformers neither waits for a busy Hub nor retries a broken connection.
+    Raises InputError if the download fails or the folder holds no such model.
     """
     key = f"configs/models/{config.name}.yaml: id"
     folder = config.folder
     if folder is None:
-        wanted = ["*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors"]
+        wanted = ["*.json", "*.txt", "*.jinja", "*.model", *([_WEIGHTS] if weights else [])]
         folder = hub.download(config.id, hub_revision(config), wanted, "model", key)
     if not (folder / "config.json").exists():
         raise InputError(f"{key}: {config.id!r} holds no model: it has no config.json")
-    if not list(folder.glob("model*.safetensors")):
+    if weights and not list(folder.glob(_WEIGHTS)):
         raise InputError(
             f"{key}: {config.id!r} has no weights as safetensors (model.safetensors); other formats can run code when "
             "they are loaded, and are not"

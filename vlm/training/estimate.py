@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from vlm.config import hub, pins
+from vlm.config import pins
 from vlm.config.errors import InputError
 from vlm.config.models import ModelConfig
 from vlm.config.params import LoraParams, Params
@@ -31,12 +31,7 @@ def of_params(params: Params, data: str) -> Footprint:
     """The footprint of fine-tuning on the split `data`. Raises InputError if it or the model's files are missing."""
     dataset.count(data)  # asks for it before the Hub is asked for anything
     model = pins.resolved_model(params.model)
-    key = f"configs/models/{model.name}.yaml: id"
-    small = ["*.json", "*.txt", "*.jinja", "*.model"]
-    folder = model.folder or hub.download(model.id, model.revision, small, "model", key)
-    if not list(folder.glob("model*.safetensors")):
-        # load_processor would download the weights, too.
-        raise InputError(f"{key}: the weights of {model.id!r} are not in the cache")
+    folder = loading.require_files(model, weights=False)
     processor = loading.load_processor(model, params.image)
     prompt = max(batching.Loader(data, processor, params.task).lengths())
     answer = max(map(len, turn_tokens(processor, params.task)))

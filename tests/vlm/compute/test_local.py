@@ -139,8 +139,11 @@ def test_scalars_are_written_by_dvclive(job):
     assert Path("live/plots/metrics/train/loss.tsv").read_text() == "step\tloss\n3\t0.5\n"
 
 
-@pytest.mark.parametrize(("visible", "count"), [(None, 2), ("1", 1), ("0,1,2", 2), ("", 0), ("-1", 0), ("1,-1,0", 1)])
-def test_gpus_counts_the_visible_gpus_of_the_driver(tmp_path, monkeypatch, visible, count):
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ["0", "1"]), ("1", ["1"]), ("0,1,2", ["0", "1"]), ("", []), ("-1", []), ("1,-1,0", ["1"])],
+)
+def test_gpus_are_those_of_the_driver_that_are_visible(tmp_path, monkeypatch, visible, expected):
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")
     driver.chmod(0o755)
@@ -148,9 +151,9 @@ def test_gpus_counts_the_visible_gpus_of_the_driver(tmp_path, monkeypatch, visib
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert local.gpus() == count
+    assert local.gpus() == expected
     driver.unlink()
-    assert local.gpus() == 0
+    assert local.gpus() == []
 
 
 STAGE = """

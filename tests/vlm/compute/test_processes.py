@@ -7,6 +7,7 @@ import pytest
 from vlm.compute import processes
 from vlm.config.errors import InputError
 from vlm.config.events import Log, Progress, Scalars
+from vlm.evaluation import Evaluation
 from vlm.training.job import FineTuning
 
 
@@ -45,6 +46,36 @@ def test_an_input_error_in_a_process_is_raised_here(job, tmp_path):
     odd = dataclasses.replace(job, finetune=job.finetune.model_copy(update={"batch_size": 5}))
     with pytest.raises(InputError, match=re.escape("finetune.batch_size: 5 should be a multiple of 2 processes")):
         processes.run(odd, tmp_path, lambda event: None, 2)
+
+
+@pytest.fixture
+def evaluation(task, tiny, image_params, make_split):
+    return Evaluation(task, tiny, image_params, 4, make_split("test", 14), raw_tokens=4, engine="posterior")
+
+
+@pytest.mark.slow
+def test_two_processes_answer_like_one(evaluation, tmp_path):
+    """Without GPUs: the same bytes, and progress over the whole split."""
+    (tmp_path / "one").mkdir()
+    evaluation.run(tmp_path / "one", lambda event: None)
+    events = []
+    processes.answer(evaluation, tmp_path / "two", events.append, ["0", "1"])
+    for name in ("raw.parquet", "structured.parquet", "raw.json", "structured.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    for unit in ("raw answer", "structured answer"):
+        done = [event.done for event in events if isinstance(event, Progress) and event.unit == unit]
+        assert done == sorted(done)
+        assert done[-1] == 14
+    events.clear()
+    processes.answer(evaluation, tmp_path / "two", events.append, ["0", "1"])  # the records have all answers
+    assert [event.done for event in events if isinstance(event, Progress)][-1] == 14
+
+
+@pytest.mark.slow
+def test_an_input_error_in_one_of_several_evaluations_ends_all(evaluation, tmp_path):
+    gone = dataclasses.replace(evaluation, data=str(tmp_path / "none.parquet"))
+    with pytest.raises(InputError, match="no such file"):
+        processes.answer(gone, tmp_path, lambda event: None, ["0", "1"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,8 @@
 import dataclasses
 import io
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,7 +118,13 @@ def test_a_trained_vision_tower_is_counted(bias, job, pictures, tiny, tmp_path):
     assert found.total == pytest.approx(samples * saved, rel=0.15)
 
 
-def test_counting_keeps_no_activation(job, pictures, tiny):
+def test_a_tensor_that_is_saved_twice_counts_once():
+    one, other, x = torch.nn.Linear(50, 50), torch.nn.Linear(50, 50), torch.ones(7, 50)
+    saved = footprint.count(torch.nn.ModuleList([one, other]), lambda: one(x) * other(x.view(1, 7, 50)[0]))
+    assert saved.total == 3 * 7 * 50 * 4  # x, and the two factors
+
+
+def test_counting_keeps_no_activation():
     """Otherwise counting itself would run out of memory."""
     model = torch.nn.Sequential(*[torch.nn.Linear(50, 50) for _ in range(4)])
     alive, most = set(), 0
@@ -195,6 +204,34 @@ def test_a_jobs_batch_is_split_so_that_it_fits(job, pictures, tiny):
     with pytest.raises(InputError, match=r"1 sample at once would .* set finetune\.gradient_checkpointing: auto"):
         split(MicroBatch(2, True), never)
     assert footprint.split(job, 4, None, 1, events.append) == MicroBatch(4, False)
+
+
+PROCESS = """
+import pickle, sys
+from pathlib import Path
+import torch
+from vlm.training import footprint
+
+folder, rank, memory = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+job = pickle.loads((folder / "job").read_bytes())
+print(footprint.split(job, 4, memory, 2, lambda event: None))
+"""
+
+
+def test_all_processes_choose_the_same(job, pictures, tiny, tmp_path):
+    """That of the GPU with the least memory; otherwise they would wait for each other for ever."""
+    job = a_job(job, tiny, pictures)
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    need = footprint.of_job(job)
+    memory = [round(need.peak(MicroBatch(samples, False))) + 1 for samples in (4, 2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, tmp_path, str(rank), str(size)], stdout=subprocess.PIPE, text=True
+        )
+        for rank, size in enumerate(memory)
+    ]
+    assert [process.communicate(timeout=100)[0] for process in running] == 2 * ["2 samples at once\n"]
 
 
 def test_a_micro_batch_in_params_yaml_is_respected(job, pictures, tiny):
