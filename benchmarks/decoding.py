@@ -10,6 +10,9 @@ of the same batches (the model's forward pass over the same prompts, last positi
 - outlines_batched: this pipeline's `engine: outlines`, in its batches.
 - posterior: this pipeline's `engine: posterior`. posterior_shared_prefix: the same with the picture last.
 - posterior_1000_labels: the task's 31 labels and 969 more that are not in the prompt.
+- posterior_196_listed, posterior_1000_listed: as many labels, all of them in the prompt, in small batches because the
+  prompts are long; posterior_196_unlisted, posterior_1000_unlisted: none of them in the prompt. Beside the prefill of
+  their own prompts, preprocessed beforehand.
 
 outlines_batched also reports the fraction of images on which it agrees with the posterior.
 
@@ -22,13 +25,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.models import large_450m, with_vocabulary
 from vlm.config.params import load_params
-from vlm.config.task import Task
+from vlm.config.task import Task, load_task
 from vlm.evaluation import batching, decoding, feed
 from vlm.evaluation.posterior import Posterior
 from vlm.models import loading
@@ -46,6 +50,7 @@ def main() -> None:
     large, large_processor = large_450m(wide_processor)
     rows = []
     rows += measure("tiny", tiny, processor, params.task, 32, 128, rounds, per_call=16)
+    rows += many_labels("tiny", tiny, processor, params.task, rounds)
     rows += measure("tiny", wide, wide_processor, params.task, 32, 128, rounds, per_call=2)
     rows += measure("450M dimensions", large, large_processor, params.task, 4, 4, rounds, per_call=0)
     Path("benchmarks/decoding.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -109,12 +114,8 @@ def cases_of(
 
         return run
 
-    @torch.inference_mode()
-    def prefill(inputs: dict) -> None:
-        vlm(**inputs, use_cache=False, logits_to_keep=1)
-
-    cases["prefill"] = batched(task, prefill), images
-    cases["prefill_picture_last"] = batched(last, prefill), images
+    cases["prefill"] = batched(task, partial(prefill, vlm)), images
+    cases["prefill_picture_last"] = batched(last, partial(prefill, vlm)), images
     cases["posterior"] = batched(task, Posterior(vlm, processor, task)), images
     cases["posterior_shared_prefix"] = batched(last, Posterior(vlm, processor, last)), images
     if per_call:
@@ -123,6 +124,41 @@ def cases_of(
         cases["outlines_kept"] = one_by_one(vlm, processor, task, per_call * 2, kept=True), per_call * 2
         cases["outlines_per_call"] = one_by_one(vlm, processor, task, per_call, kept=False), per_call
     return cases
+
+
+def many_labels(name: str, vlm, processor, task: Task, rounds: int) -> list[dict]:
+    """One row for each number of labels, in the prompt and not; the task gives the pictures and the listing prompt."""
+    labels = {196: load_task("car_model").labels, 1000: tuple(more_labels(1000))}
+    listing, short = task.prompt.user, "What is in this picture?"
+    cases = [(196, listing, 4), (1000, listing, 2), (196, short, 32), (1000, short, 32)]
+    rows = []
+    for count, user, batch in cases:
+        prompt = task.prompt.model_copy(update={"user": user})
+        asked = task.model_copy(update={"labels": labels[count], "prompt": prompt})
+        inputs = batching.Loader(DATA, processor, asked)(range(batch)).to(vlm.device, vlm.dtype)
+        posterior = Posterior(vlm, processor, asked)
+        seconds = {"prefill": 0.0, "posterior": 0.0}
+        for turn in range(1 + rounds):  # the first is a warm-up
+            for case, run in (("prefill", partial(prefill, vlm)), ("posterior", posterior)):
+                began = time.perf_counter()
+                run(inputs)
+                seconds[case] += (time.perf_counter() - began) * (turn > 0)
+        row = {
+            "case": f"posterior_{count}_{'listed' if user == listing else 'unlisted'}",
+            "model": name,
+            "vocabulary": vlm.get_input_embeddings().num_embeddings,
+            "prompt_tokens": inputs["input_ids"].shape[1],
+            "images_per_second": float(f"{batch * rounds / seconds['posterior']:.3g}"),
+            "ratio_to_prefill": float(f"{seconds['posterior'] / seconds['prefill']:.3g}"),
+        }
+        print(*row.values(), flush=True)
+        rows.append(row)
+    return rows
+
+
+@torch.inference_mode()
+def prefill(vlm, inputs: dict) -> None:
+    vlm(**inputs, use_cache=False, logits_to_keep=1)
 
 
 def agreement(vlm, processor, task: Task, batch_size: int, images: int) -> float:
