@@ -4,12 +4,14 @@ Times are estimated from an earlier run of the same stage with the same model on
 metrics/runtime/ in the working tree or in git's history, including experiments. They are scaled by the number of
 samples, which is only approximate. Without such a run there is no estimate.
 
-For a fine-tune on a GPU, a last line says how it fits into the GPU's memory.
+For a fine-tune on a GPU, a last line says how it fits into the GPU's memory. That takes the model's small files, such
+as config.json, which are downloaded from the Hub if they are not in its cache.
 """
 
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +64,23 @@ def main(arguments: argparse.Namespace) -> None:
             # The other stages only measure and take seconds.
             rows.append([stage, reason or "no", *[""] * (len(_HEAD) - 2)])
             continue
-        place, gpu, price = _place(params, stage)
+        container = _container(params, stage)
         samples = _samples(params, stage)
-        took, cost, source = estimate(params, stage, gpu, price, samples)
+        took, cost, source = estimate(params, stage, container, samples)
         seconds, dollars, known = seconds + (took or 0), dollars + (cost or 0), known and took is not None
-        shown = [str(samples or "?"), "?" if took is None else _clock(took), _money(place, cost), source]
-        rows.append([stage, reason, f"Modal, {gpu}" if gpu else place, *shown])
+        place = f"Modal, {container.gpu}" if container else "this machine"
+        time = "?" if took is None else _clock(took)
+        rows.append([stage, reason, place, str(samples or "?"), time, _money(container, cost), source])
     if seconds:
         rows.append(["total" if known else "total of known", "", "", "", _clock(seconds), f"{dollars:.2f}", ""])
     widths = [max(len(row[column]) for row in [_HEAD, *rows]) for column in range(len(_HEAD))]
     for row in [_HEAD, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    sys.stdout.flush()  # the rest may wait for the network
     if stages["finetune"] and (gpu := _gpu(params)):
-        print(f"finetune on {gpu.name}: {_fit(params, gpu)}")
+        # Before `prepare` has run, data/train.parquet may be that of another task or size.
+        fit = "memory not known until prepare has run" if stages["prepare"] else _fit(params, gpu)
+        print(f"finetune on {gpu.name}: {fit}")
 
 
 def stages_to_run() -> dict[str, str | None]:
@@ -128,13 +134,14 @@ def _run_in_progress() -> str | None:
 
 
 def estimate(
-    params: Params, stage: str, gpu: str | None, price: float, samples: int | None
+    params: Params, stage: str, container: gpus.Container | None, samples: int | None
 ) -> tuple[float | None, float | None, str]:
-    """Estimates seconds and dollars, and names the run that they come from; `gpu` is None for this machine.
+    """Estimates seconds and dollars, and names the run that they come from; `container` is None for this machine.
 
-    `price`: of one container, in dollars per second. Containers that share an evaluation divide its time by their
-    number; its cost stays the same, except that each of them has to start.
+    Containers that share an evaluation divide its time by their number; its cost stays the same, except that each of
+    them has to start.
     """
+    gpu = container.gpu if container else None
     matching = [
         run
         for run in _history(stage)
@@ -148,13 +155,14 @@ def estimate(
     runtime = chosen.runtime
     handled = runtime.get("samples")
     scale = samples / handled if samples and handled else 1.0
-    containers = params.modal.containers if gpu and stage != "finetune" else 1
-    earlier = runtime.get("containers", 1)
-    count = int((gpu or "").partition(":")[2] or 1)
-    starting = max(0.0, runtime.get("gpu_seconds", 0.0) / count / earlier - runtime["seconds"]) if gpu else 0.0
-    took = starting + runtime["seconds"] * earlier * scale / containers
     source = f"{chosen.where}" if chosen.task == params.task.name else f"{chosen.where}, on {chosen.task}"
-    return took, took * price * containers if gpu else None, source
+    if container is None:
+        return runtime["seconds"] * scale, None, source
+    containers = params.modal.containers if stage != "finetune" else 1
+    earlier = runtime.get("containers", 1)
+    starting = max(0.0, runtime.get("gpu_seconds", 0.0) / container.count / earlier - runtime["seconds"])
+    took = starting + runtime["seconds"] * earlier * scale / containers
+    return took, took * container.dollars_per_second * containers, source
 
 
 def _history(stage: str) -> Iterator[Before]:
@@ -183,23 +191,23 @@ def _git(*arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _place(params: Params, stage: str) -> tuple[str, str | None, float]:
-    """Where a stage runs and, if on Modal, the GPU of a container and the container's price in dollars per second."""
+def _container(params: Params, stage: str) -> gpus.Container | None:
+    """The container in which a stage runs on Modal, or each of several; None if it runs on this machine."""
     if stage == "prepare" or compute.place(params.model, params.compute) == "local":
-        return "this machine", None, 0.0
-    container = gpus.container_for(params.model, params.modal, several=stage == "finetune")
-    return "Modal", container.gpu, container.dollars_per_second
+        return None
+    return gpus.container_for(params.model, params.modal, several=stage == "finetune")
 
 
 def _gpu(params: Params) -> Gpu | None:
     """The GPU or GPUs that finetune runs on; None if it runs on a CPU."""
-    _, on_modal, _ = _place(params, "finetune")
-    if on_modal:
-        return Gpu(on_modal, int(on_modal.partition(":")[2] or 1), round(gpus.memory_gb(on_modal) * 1e9))
-    count = len(local.gpus())
-    if not count:
+    container = _container(params, "finetune")
+    if container:
+        return Gpu(container.gpu, container.count, round(gpus.memory_gb(container.gpu) * 1e9))
+    here = local.gpus()
+    count = len(here)
+    if not here:
         return None
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", f"--id={','.join(here)}", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
     sizes = [(int(mib), name) for name, _, mib in (line.rpartition(", ") for line in listed) if mib.isdigit()]
     if not sizes:  # a GPU that shares the machine's memory
@@ -219,15 +227,19 @@ def _fit(params: Params, gpu: Gpu) -> str:
     except InputError as error:
         return f"memory not known: {error}"
     except Exception as error:  # whatever a new architecture raises; the table above is still right
-        return f"memory not known: {type(error).__name__} in the estimate"
+        message = (str(error).strip() or "no message").splitlines()[0]
+        return f"memory not known: {type(error).__name__} in the estimate: {message}"
     choices = footprint.candidates(batch, knobs.micro_batch, knobs.gradient_checkpointing)
     fitting = footprint.first_fitting(choices, need, gpu.memory)
-    chosen = choices[min(fitting, len(choices) - 1)]
+    fits = fitting < len(choices)
+    chosen = choices[fitting] if fits else choices[-1]
     of_all = f"{chosen.samples} of {batch} samples at once" + (" on each" if gpu.count > 1 else "")
     how = " with gradient checkpointing" if chosen.checkpointing else ""
     takes = f"about {need.peak(chosen) / 1e9:.0f} of {gpu.memory / 1e9:.0f} GB (estimate)"
-    remedy = "; lower image.max_tokens or use a larger GPU" if fitting == len(choices) else ""
-    return f"{of_all}{how}, {takes}{remedy}"
+    if not fits:
+        lower = "finetune.micro_batch" if knobs.micro_batch else "image.max_tokens"
+        return f"may not fit: {of_all}{how} would take {takes}; lower {lower} or use a larger GPU"
+    return f"{of_all}{how}, {takes}"
 
 
 def _samples(params: Params, stage: str) -> int | None:
@@ -245,7 +257,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def _money(place: str, dollars: float | None) -> str:
+def _money(container: gpus.Container | None, dollars: float | None) -> str:
     if dollars is None:
-        return "?" if place == "Modal" else "0"
+        return "?" if container else "0"
     return f"{dollars:.2f}"

@@ -78,7 +78,7 @@ def spent(folder: Path, request: Request) -> dict[str, float | str]:
     seconds = sum(seconds for shard in _attempts(folder) for seconds, _ in shard)
     return {
         "gpu": request.gpu,
-        "gpu_seconds": round(seconds * request.gpus(), 1),
+        "gpu_seconds": round(seconds * request.gpu_count, 1),
         "containers": request.containers,
         "dollars_per_second": request.dollars_per_second,
         "dollars": round(seconds * request.dollars_per_second, 4),

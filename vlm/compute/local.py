@@ -45,13 +45,15 @@ def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Pat
             elif scalars:
                 scalars(event)
 
-        here = [] if job.model.runs_on_cpu else gpus()
-        if len(here) < 2:
-            job.run(directory, emit)
-        elif job.DATA_PARALLEL:
+        here = gpus()
+        if len(here) > 1 and job.DATA_PARALLEL:
+            # Whatever the model: in a process that sees several GPUs, the Trainer would use torch's DataParallel, which
+            # our loss does not work with.
             processes.run(job, directory, emit, len(here))
-        else:
+        elif len(here) > 1 and not job.model.runs_on_cpu:
             processes.answer(job, directory, emit, here)
+        else:
+            job.run(directory, emit)
         yield directory
 
 

@@ -105,6 +105,8 @@ def _request(job: "Job", key: str, params: ModalParams) -> Request:
         inputs={name: upload(path) for name, path in inputs.items()},
         from_hub=folder is None,
         gpu=container.gpu,
+        larger_gpu=gpus.larger(container.gpu),
+        gpu_count=container.count,
         cpu_cores=container.cpu_cores,
         memory_gib=container.memory_gib,
         dollars_per_second=container.dollars_per_second,
@@ -206,7 +208,7 @@ def _cancel(call: modal.FunctionCall, request: Request, bar: Callable) -> None:
     )
     bar(
         Log(
-            f"cancelled on Modal after {seconds * request.gpus():.0f} s of {request.gpu}, "
+            f"cancelled on Modal after {seconds * request.gpu_count:.0f} s of {request.gpu}, "
             f"about ${seconds * request.dollars_per_second:.2f}"
         )
     )

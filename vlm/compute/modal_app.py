@@ -11,6 +11,7 @@ import vlm
 from vlm.compute import conductor, worker
 from vlm.compute.modal_errors import UNREACHABLE, failure, line
 from vlm.compute.request import Request
+from vlm.config import cores
 from vlm.config.errors import InputError
 
 PYTHON = "3.11"  # the oldest version that pyproject.toml allows
@@ -40,6 +41,9 @@ def work(request: str, shard: int, since: float) -> dict:
     # `conduct` has downloaded the weights, and `worker.work` copies them from the volume. Set before huggingface_hub
     # is imported, which reads these once.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(_DISK / worker.HUB_CACHE)}
+    # The container may see all cores of its host. Modal reserves physical cores, which have two logical CPUs each.
+    os.environ[cores.LIMIT] = str(2 * parsed.cpu_cores)
+    cores.share()
 
     def send(entries: list[dict]) -> None:
         if entries:
@@ -75,7 +79,10 @@ def conduct(request: str) -> dict:
 
 
 def _not_refused(operation: Callable[[], None]) -> None:
-    """Commits or reloads the volume. Raises InputError if Modal refuses to, because it would at every attempt."""
+    """Commits or reloads the volume. Raises InputError if Modal refuses to, because it would at every attempt.
+
+    modal raises RuntimeError if a file on the volume is open, after another conflict, and if the volume was deleted.
+    """
     try:
         operation()
     except RuntimeError as error:
@@ -90,7 +97,8 @@ def options(request: Request) -> dict:
     """The options of `work`. Modal's time limit is only a fallback, because the work checks its own limits."""
     seconds = request.seconds
     if request.max_dollars is not None:
-        seconds = min(seconds, request.max_dollars / request.dollars_per_second)
+        # Each container gets an equal part of the money, as in Limits.check.
+        seconds = min(seconds, request.max_dollars / request.dollars_per_second / request.containers)
     chosen = {
         "gpu": request.gpu,
         "cpu": request.cpu_cores,  # without it, Modal reserves an eighth of a core, too little to feed a GPU

@@ -13,7 +13,7 @@ from vlm.compute.modal_app import events_of, volume
 from vlm.compute.modal_errors import UNREACHABLE
 from vlm.compute.progress import Combined
 from vlm.compute.request import Request
-from vlm.config.events import Event, Log, Progress, Scalars
+from vlm.config.events import Event, Scalars
 
 _PATIENCE = 60.0  # seconds without a connection before a watching process gives up
 
@@ -62,15 +62,17 @@ def read_file(path: str) -> bytes:
 
 
 class Shown:
-    """Shows a job's events as they arrive from its containers, each once; `settle` adds the missed ones at the end."""
+    """Shows a job's events as they arrive from its containers, each once (see `Combined` for several containers).
+
+    `settle` adds missed progress and scalars at the end.
+    """
 
     def __init__(self, bar: Callable[[Event], None], tracked: Tracked) -> None:
-        self._bar = bar
         self._tracked = tracked
         self._stack = ExitStack()
         self._track = self._stack.enter_context(tracked())
         self._known: set[tuple[int, int, int]] = set()
-        self._progress = Combined(bar)
+        self._combined = Combined(bar)
         self._points: list[tuple[int, str, float]] = []
 
     def __call__(self, entry: dict) -> None:
@@ -79,10 +81,8 @@ class Shown:
             return
         self._known.add(number)
         event = event_of(entry)
-        if isinstance(event, Progress):
-            self._progress(entry["shard"], event)
-        elif isinstance(event, Log):
-            self._bar(event)
+        if not isinstance(event, Scalars):
+            self._combined(entry["shard"], event)
         elif self._track:
             self._log(event)
 
@@ -90,7 +90,7 @@ class Shown:
         """Shows missed progress; tracks all scalars again if they did not arrive exactly as in the record."""
         for entry in record:
             if entry["type"] == "Progress":
-                self._progress(entry["shard"], event_of(entry))
+                self._combined(entry["shard"], event_of(entry))
         events = [event_of(entry) for entry in record if entry["type"] == "Scalars"]
         recorded = [(event.step, name, value) for event in events for name, value in event.values.items()]
         if self._track and recorded != self._points:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.compute.progress import Combined
+from vlm.config import cores
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Event, Log, Progress, Scalars
 
@@ -33,40 +34,43 @@ def run(job: "Job", directory: Path, emit: Emit, count: int) -> None:
     """Runs `job.run(directory, emit)` in `count` processes, of which only the first emits events and writes files.
 
     Raises InputError if the job does, and RuntimeError, with all of stderr, if the processes fail otherwise. They end
-    when this process dies, because the first one can no longer write its events.
+    when this process dies, because the first one can no longer write its events. Each may use an equal part of the
+    cores (see vlm.config.cores).
     """
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"]
-    with _started([*torchrun, _HERE], job, directory, {}) as pass_on:
+    with _started([*torchrun, _HERE], job, directory, _part_of_cores(count)) as pass_on:
         pass_on(emit)
 
 
 def answer(job: "Job", directory: Path, emit: Emit, gpus: Sequence[str]) -> None:
     """Answers an evaluation's batches in one process for each of `gpus`, and merges the results into `directory`.
 
-    `gpus` are values for CUDA_VISIBLE_DEVICES. Raises like `run`.
+    `gpus` are values for CUDA_VISIBLE_DEVICES. Raises and divides the cores like `run`.
     """
     count = len(gpus)
     shards = [directory / f"{count} processes" / str(shard) for shard in range(count)]
     combined, lock = Combined(emit), threading.Lock()
 
-    def emit_from(shard: int, event: Event) -> None:
+    def emit_from(shard: int, event: Progress | Log) -> None:  # an evaluation has no scalars
         with lock:
-            if isinstance(event, Progress):
-                combined(shard, event)
-            elif shard == 0:  # the others say the same
-                emit(event)
+            combined(shard, event)
 
     with ThreadPoolExecutor(count) as threads, ExitStack() as stack:  # the processes end before the threads
         followed = []
         for shard, gpu in enumerate(gpus):
             shards[shard].mkdir(parents=True, exist_ok=True)
-            environment = {"CUDA_VISIBLE_DEVICES": gpu}
+            environment = {"CUDA_VISIBLE_DEVICES": gpu, **_part_of_cores(count)}
             started = _started([_HERE], job, shards[shard], environment, str(shard), str(count))
             pass_on = stack.enter_context(started)
             followed.append(threads.submit(pass_on, partial(emit_from, shard)))
         for future in as_completed(followed):
             future.result()
     job.merge(shards, directory)
+
+
+def _part_of_cores(count: int) -> dict[str, str]:
+    """The environment variable that gives each of `count` processes an equal part of the cores."""
+    return {cores.LIMIT: str(max(1, cores.available() // count))}
 
 
 @contextmanager
@@ -116,9 +120,6 @@ def main() -> None:
 
     try:
         if shard:
-            if hasattr(os, "sched_setaffinity"):  # each prepares its batches on its part of the cores
-                mine = sorted(os.sched_getaffinity(0))[shard[0] :: shard[1]]
-                os.sched_setaffinity(0, mine or os.sched_getaffinity(0))
             job.answer(directory, emit, shard)
         else:
             job.run(directory, emit)

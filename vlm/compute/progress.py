@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from tqdm import tqdm
@@ -106,18 +107,34 @@ class _Lines:
 
 
 class Combined:
-    """Adds up the progress of the shards of a job and emits the first count that is not complete.
+    """Combines the events of a job's shards.
 
-    Shards that are already at a later count are not shown yet.
+    Adds up their progress and emits the first count that is not complete; shards that are already at a later count are
+    not shown yet. A shard's count never goes back, so old events can be repeated, and a resumed shard is shown again
+    when it gets further than before.
+
+    A message that several shards send is emitted once, or as often as one of the shards sends it.
     """
 
-    def __init__(self, emit: Callable[[Progress], None]) -> None:
+    def __init__(self, emit: Callable[[Progress | Log], None]) -> None:
         self._emit = emit
         self._done: dict[tuple[int, str], dict[int, int]] = {}  # (total, unit), in the job's order -> shard -> done
         self._complete: set[tuple[int, str]] = set()
+        self._sent: Counter[tuple[int, str]] = Counter()  # (shard, text) -> how often the shard has sent it
+        self._emitted: Counter[str] = Counter()  # text -> how often it was emitted
 
-    def __call__(self, shard: int, event: Progress) -> None:
-        self._done.setdefault((event.total, event.unit), {})[shard] = event.done
+    def __call__(self, shard: int, event: Progress | Log) -> None:
+        if isinstance(event, Progress):
+            self._count(shard, event)
+        else:
+            self._sent[shard, event.text] += 1
+            if self._sent[shard, event.text] > self._emitted[event.text]:
+                self._emitted[event.text] += 1
+                self._emit(event)
+
+    def _count(self, shard: int, event: Progress) -> None:
+        counts = self._done.setdefault((event.total, event.unit), {})
+        counts[shard] = max(counts.get(shard, 0), event.done)
         for (total, unit), done in self._done.items():
             if (total, unit) not in self._complete:
                 self._emit(Progress(sum(done.values()), total, unit))

@@ -19,7 +19,9 @@ class Request(BaseModel):
     inputs: dict[str, str]  # path in the job -> folder on the volume with the content
     from_hub: bool  # whether the model's weights have to be downloaded
     gpu: str  # "L4", "H100:4"
-    cpu_cores: int  # of one container, like the next two
+    larger_gpu: str | None  # one with more memory, if there is one; configs/gpus.yaml is not in the container
+    gpu_count: int  # of one container, like the next three
+    cpu_cores: int  # physical ones
     memory_gib: int
     dollars_per_second: float  # GPUs, cores and memory
     containers: int
@@ -38,10 +40,6 @@ class Request(BaseModel):
         """The job that was passed to `of`."""
         module, _, name = self.kind.rpartition(".")
         return TypeAdapter(getattr(importlib.import_module(module), name)).validate_json(self.job)
-
-    def gpus(self) -> int:
-        """The number of GPUs of one container."""
-        return int(self.gpu.partition(":")[2] or 1)
 
     def folder(self) -> Path:
         """The job's folder on the volume. Depends on the number of containers, because shards differ with it."""

@@ -102,12 +102,12 @@ def _run(request: Request, shard: int, directory: Path, emit: Callable[[Event], 
     job = request.rebuilt()
     if request.containers > 1:
         job.answer(directory, emit, (shard, request.containers))
-    elif request.gpus() > 1:
+    elif request.gpu_count > 1:
         from vlm.compute import processes
 
         # The processes would look for vlm in their working directory, which `lay_out` has changed.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(vlm.__file__).parents[1]), *sys.path])
-        processes.run(job, directory, emit, request.gpus())
+        processes.run(job, directory, emit, request.gpu_count)
     else:
         job.run(directory, emit)
 
@@ -140,7 +140,8 @@ def copy_weights(request: Request, volume: Path, disk: Path) -> None:
 
 
 def _too_little_memory(request: Request) -> str:
+    larger = f"choose a larger GPU, such as {request.larger_gpu}, or " if request.larger_gpu else ""
     return (
-        f"params.yaml: modal.gpu: {request.gpu} has too little memory for the model; choose a larger GPU, such as "
-        "A100-80GB (`-S modal.gpu=A100-80GB`)"
+        f"params.yaml: modal.gpu: {request.gpu} has too little memory for this job; {larger}lower image.max_tokens or "
+        "evaluation.batch_size"
     )

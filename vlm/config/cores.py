@@ -1,22 +1,31 @@
 """The CPU cores that this process may use, and what torch's threads do while they wait for work."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # How often a waiting thread of libgomp looks for work before it sleeps. By default it looks 300,000 times, about a
 # millisecond, and keeps the core from whatever else runs on the machine. benchmarks/busy.py measures the choice.
 SPIN_COUNT = 3000
+# An environment variable with the number of cores that this process and its children may use. A quota and the affinity
+# do not say how cores are divided among the processes of a job, nor how many a container has reserved.
+LIMIT = "VLM_CORES"
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time in a period of so many, or "max" (Linux, cgroup v2)
 
 
 def available(quota: Path = _QUOTA) -> int:
-    """The number of cores: those in this process's CPU affinity, or fewer if its container has a smaller CPU quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        used, period = quota.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return affinity
-    return affinity if used == "max" else max(1, min(affinity, int(used) // int(period)))
+    """The number of cores: the least of this process's CPU affinity, its container's CPU quota and VLM_CORES.
+
+    A VLM_CORES that is not a positive integer is ignored.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such file, or no quota: "max"
+        used, period = map(int, quota.read_text(encoding="ascii").split())
+        cores = min(cores, max(1, used // period))
+    with suppress(KeyError, ValueError):
+        limit = int(os.environ[LIMIT])
+        cores = min(cores, limit) if limit > 0 else cores
+    return cores
 
 
 def share() -> None:

@@ -21,7 +21,8 @@ class Container:
     """What a job asks Modal for, and the list price of all of it."""
 
     gpu: str  # "L4", "H100:4"
-    cpu_cores: int
+    count: int  # of GPUs
+    cpu_cores: int  # physical ones
     memory_gib: int
     dollars_per_second: float  # GPUs, cores and memory
 
@@ -46,7 +47,7 @@ def container_for(model: "ModelConfig", modal: "ModalParams", several: bool) -> 
     dollars = gpus * _value(table, "dollars_per_second", name)
     dollars += cores * _value(table, "container", "dollars_per_core_second")
     dollars += memory * _value(table, "container", "dollars_per_gib_second")
-    return Container(gpu, cores, memory, dollars)
+    return Container(gpu, gpus, cores, memory, dollars)
 
 
 def gpu_of(model: "ModelConfig", modal: "ModalParams", several: bool) -> str:
@@ -64,6 +65,14 @@ def gpu_of(model: "ModelConfig", modal: "ModalParams", several: bool) -> str:
 def memory_gb(gpu: str) -> float:
     """The memory of one GPU, in GB: the same for "H100" and "H100:4". Raises InputError if the file lacks the GPU."""
     return _value(_read(), "memory_gb", gpu.partition(":")[0])
+
+
+def larger(gpu: str) -> str | None:
+    """The cheapest GPU with more memory, "A100-80GB:2" for "L40S:2"; None if there is none."""
+    dollars = _value(_read(), "dollars_per_second")
+    name, colon, count = gpu.partition(":")
+    names = [other for other in dollars if memory_gb(other) > memory_gb(name)]
+    return min(names, key=dollars.__getitem__) + colon + count if names else None
 
 
 def _key(model: "ModelConfig", modal: "ModalParams") -> str:

@@ -39,7 +39,8 @@ class Loader:
         self._data = data
         self._processor = processor
         self._task = task
-        self._lengths: dict[tuple[int, int], int] = {}  # by width and height of a picture
+        self._sizes: dict[int, tuple[int, int]] = {}  # by row: width and height of its picture
+        self._lengths: dict[tuple[int, int], int] = {}  # by width and height: the prompt's tokens
 
     def __call__(self, rows: Sequence[int]) -> "BatchFeature":
         """The model's inputs for `rows`, left-padded, on the CPU."""
@@ -54,17 +55,19 @@ class Loader:
 
         It depends only on the picture's size, so it is computed once for each size, without decoding a picture.
         """
-        found = []
-        for size in dataset.image_sizes(self._data, rows):
-            if size not in self._lengths:
-                self._lengths[size] = loading.prompt_length(self._processor, self._task, size)
-            found.append(self._lengths[size])
-        return found
+        rows = range(dataset.count(self._data)) if rows is None else rows
+        new = [row for row in rows if row not in self._sizes]
+        self._sizes.update(zip(new, dataset.image_sizes(self._data, new), strict=True))
+        for size in {self._sizes[row] for row in new} - self._lengths.keys():
+            self._lengths[size] = loading.blank(self._processor, self._task, size)["input_ids"].shape[1]
+        return [self._lengths[self._sizes[row]] for row in rows]
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "reader"}  # every process opens the file
+        return {name: value for name, value in vars(self).items() if name != "reader"}
 
 
 def decoded(file: bytes) -> Image.Image:
     """Decodes a stored picture, which is upright 8-bit RGB."""
-    return Image.open(io.BytesIO(file)).convert("RGB")
+    image = Image.open(io.BytesIO(file))
+    image.load()
+    return image

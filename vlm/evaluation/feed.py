@@ -5,57 +5,131 @@ import multiprocessing
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import psutil
 import torch
 from torch.utils.data import DataLoader
 
 from vlm.config import cores
+from vlm.config.events import Emit, Log
+from vlm.models import loading, memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
+
 _AHEAD = 2  # batches that the thread prepares in advance
 _SHARED = Path("/dev/shm")  # through which worker processes on Linux hand over their batches
-# Parameters of glibc's mallopt (malloc.h), and the number of allocations to map directly
+_COPIES = 6  # of a batch's tensors: two are shared, the others exist while a worker prepares the next batch
+_ALIGNMENT = 64  # bytes
+# Parameters of glibc's mallopt (malloc.h), and the largest value
 _TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1
 
-Load = Callable[[Sequence[int]], dict]
+
+class Load(Protocol):
+    """Reads and preprocesses rows of a split: vlm.evaluation.batching.Loader, or cached features."""
+
+    def __call__(self, rows: Sequence[int]) -> "Mapping[str, torch.Tensor]": ...
+
+    def lengths(self, rows: Sequence[int]) -> list[int]: ...
 
 
 def feed(
-    load: Load, batches: Sequence[Sequence[int]], model: "PreTrainedModel", workers: int | None = None
-) -> Iterator[tuple[Sequence[int], dict[str, torch.Tensor]]]:
+    load: Load,
+    batches: Sequence[Sequence[int]],
+    model: "PreTrainedModel",
+    emit: Emit = lambda event: None,
+    workers: int | None = None,
+) -> "Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]":
     """Yields (batch, load(batch)) in order, on the CPU, with the next batches prepared in the background.
 
     For a model on a GPU, by worker processes, one per core (or `workers`), so that neither preprocessing nor Python's
-    global lock delays the GPU. For a model on a CPU, by one thread, because the model needs the cores.
+    global lock delays the GPU. For a model on a CPU, by one thread, because the model needs the cores. A batch's
+    tensors are valid until the next batch is requested.
     """
     if workers is None:
         workers = cores.available() if model.device.type == "cuda" else 0
-    count = min(workers, len(batches), _most_in_shared_memory(load, batches, model)) if workers and batches else 0
-    prepared = _by_processes(load, batches, count, model) if count else _by_thread(load, batches)
+    wanted = min(workers, len(batches))
+    if wanted:
+        rows = [row for batch in batches for row in batch]
+        lengths = load.lengths(rows)
+        longest = _Batches(load, [[rows[lengths.index(max(lengths))]]], model.dtype)[0]
+        size = max(map(len, batches)) * sum(value.nbytes for value in longest.values())
+        workers = most_workers(wanted, size, emit)
+    prepared = _by_processes(load, batches, workers, model) if wanted and workers else _by_thread(load, batches)
     yield from zip(batches, prepared, strict=True)
 
 
-def _most_in_shared_memory(load: Load, batches: Sequence[Sequence[int]], model: "PreTrainedModel") -> int:
-    """The number of workers whose batches fit into half of the free shared memory, which is 64 MB in many containers.
+def computed(
+    compute: "Callable[[Sequence[int], dict[str, torch.Tensor]], T]",
+    load: Load,
+    batches: Sequence[Sequence[int]],
+    model: "PreTrainedModel",
+    emit: Emit,
+) -> Iterator[tuple[Sequence[int], list[T]]]:
+    """Yields (batch, results) in order: compute(rows, their inputs on the model's device) for the batch or its parts.
 
-    A worker that finds it full would die of a bus error. The first batch is taken for the largest.
+    A batch that does not fit into memory is split into parts that do, and so are the batches after it. Raises
+    InputError if not even one sample fits.
     """
-    if not _SHARED.exists():
-        return len(batches)
-    one = _Batches(load, [batches[0][:1]], model.dtype)[0]
-    of_batch = len(batches[0]) * sum(value.nbytes for value in one.values())
-    return int(shutil.disk_usage(_SHARED).free / 2 / of_batch)
+    at_once = max(map(len, batches), default=1)
+    following = 0
+    while following < len(batches):
+        parts = [
+            batch[start : start + at_once] for batch in batches[following:] for start in range(0, len(batch), at_once)
+        ]
+        results: list[T] = []
+        done = too_many = 0
+        for rows, inputs in feed(load, parts, model, emit):
+            try:
+                results.append(compute(rows, loading.to_device(inputs, model)))
+            except RuntimeError as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                too_many = len(rows)
+            if too_many:
+                break
+            done += len(rows)
+            if done == len(batches[following]):
+                yield batches[following], results
+                results, done, following = [], 0, following + 1
+        if too_many:
+            at_once = memory.halved(too_many, emit)
+
+
+def most_workers(wanted: int, size: int, emit: Emit) -> int:
+    """The number of worker processes, at most `wanted`, for whose batches of `size` bytes there is enough memory.
+
+    They get half of the free memory, and half of what is free of shared memory: in many containers that is 64 MB, and a
+    worker that finds it full dies of a bus error.
+    """
+    room = {"memory": psutil.virtual_memory().available / 2 / (_COPIES * size)}
+    if _SHARED.exists():
+        room[str(_SHARED)] = shutil.disk_usage(_SHARED).free / 2 / (2 * size)
+    name = min(room, key=lambda name: room[name])
+    count = min(wanted, int(room[name]))
+    if count < min(wanted, 2):
+        remedy = "; give the container more, as with docker's --shm-size=8g" if name == str(_SHARED) else ""
+        emit(
+            Log(
+                f"warning: {name} has room for {count} processes that prepare pictures, of {wanted}; the GPU may have "
+                f"to wait{remedy}"
+            )
+        )
+    return count
+
+
+def start_method() -> str | None:
+    """How to start worker processes: forked ones start at once, others import torch and transformers first."""
+    return "fork" if sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods() else None
 
 
 def _by_processes(load: Load, batches: Sequence[Sequence[int]], count: int, model: "PreTrainedModel") -> Iterator[dict]:
-    # Forked workers start at once; others import torch and transformers first.
-    fork = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
     return iter(
         DataLoader(
             _Batches(load, batches, model.dtype),
@@ -63,38 +137,48 @@ def _by_processes(load: Load, batches: Sequence[Sequence[int]], count: int, mode
             num_workers=count,
             prefetch_factor=1,
             pin_memory=model.device.type == "cuda",
-            multiprocessing_context="fork" if fork else None,
+            multiprocessing_context=start_method(),
             worker_init_fn=_keep_memory,
         )
     )
 
 
-def _by_thread(load: Load, batches: Sequence[Sequence[int]]) -> Iterator[dict]:
-    waiting: deque = deque()
-    # One torch thread, because the model needs the other cores.
-    with ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1)) as thread:
-        for batch in batches:
-            waiting.append(thread.submit(load, batch))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 class _Batches(torch.utils.data.Dataset):
-    """The inputs of every batch, with pixels in the model's dtype, which halves what is copied."""
+    """The inputs of every batch, with pixels in the model's dtype, which halves what is copied.
+
+    In a worker process they are in shared memory that is used again and again: a worker starts on a batch when the last
+    but one of its batches is no longer needed. The kernel takes longer to provide new memory than it takes to fill it.
+    """
 
     def __init__(self, load: Load, batches: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
         self._load = load
         self._batches = batches
         self._dtype = dtype
+        self._shared = deque([torch.empty(0, dtype=torch.uint8)] * 2)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         inputs = self._load(self._batches[index])
-        return {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        found = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        return self._in_shared_memory(found) if torch.utils.data.get_worker_info() else found
+
+    def _in_shared_memory(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        ends, end = {}, 0
+        for name, value in inputs.items():
+            start = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = start + value.nbytes
+            ends[name] = start, end
+        memory = self._shared.popleft()
+        if len(memory) < end:
+            memory = torch.empty(end, dtype=torch.uint8).share_memory_()
+        self._shared.append(memory)
+        found = {}
+        for name, (start, stop) in ends.items():
+            value = inputs[name]
+            found[name] = memory[start:stop].view(value.dtype).view(value.shape).copy_(value)
+        return found
 
 
 def _keep_memory(worker: int) -> None:
@@ -108,3 +192,15 @@ def _keep_memory(worker: int) -> None:
         if hasattr(libc, "mallopt"):  # musl has none
             libc.mallopt(_MMAP_MAX, 0)
             libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def _by_thread(load: Load, batches: Sequence[Sequence[int]]) -> Iterator[dict]:
+    waiting: deque = deque()
+    # One torch thread, because the model needs the other cores.
+    with ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(1)) as thread:
+        for batch in batches:
+            waiting.append(thread.submit(load, batch))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,19 +1,17 @@
 """Runs the samples of a split through a loaded model, batch by batch."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlm.config.events import Emit, Progress
 from vlm.config.task import Task
 from vlm.evaluation import batching
-from vlm.evaluation.feed import feed
+from vlm.evaluation.feed import computed
 from vlm.evaluation.record import Record
-from vlm.models import loading, memory
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm.evaluation.decoding import Answers, Decoder
 
@@ -56,20 +54,11 @@ class BatchRunner:
         batches = batching.plan(lengths, batch_size, equal_lengths)[first::step]
         self._emit(Progress(record.samples, len(lengths), unit))
         remaining = [batch for batch in batches if batch[0] not in record.rows]
-        for batch, inputs in feed(load, remaining, self._model):
-            parts = memory.in_parts(partial(self._answers, decode, load, batch, inputs), batch, self._emit)
+
+        def answer(rows: Sequence[int], inputs: "dict[str, torch.Tensor]") -> "tuple[Answers, int]":
+            answers = decode(inputs)
+            return answers, int((inputs["input_ids"] == self._image_token).sum())
+
+        for batch, parts in computed(answer, load, remaining, self._model, self._emit):
             record.append(batch, [answers for answers, _ in parts], sum(count for _, count in parts))
             self._emit(Progress(record.samples, len(lengths), unit))
-
-    def _answers(
-        self,
-        decode: "Decoder",
-        load: Callable[[Sequence[int]], "BatchFeature"],
-        batch: Sequence[int],
-        inputs: "Mapping[str, torch.Tensor]",
-        rows: Sequence[int],
-    ) -> "tuple[Answers, int]":
-        """The answers to `rows`, and the number of their image tokens; `inputs` are those of the whole `batch`."""
-        encoded = inputs if len(rows) == len(batch) else load(rows)
-        image_tokens = int((encoded["input_ids"] == self._image_token).sum())
-        return decode(loading.to_device(encoded, self._model)), image_tokens

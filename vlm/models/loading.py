@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +167,7 @@ def _one_line_errors(config: ModelConfig) -> Iterator[None]:
         ) from error
 
 
-def encode(processor: "ProcessorMixin", task: Task, images: list[Image.Image]) -> "BatchFeature":
+def encode(processor: "ProcessorMixin", task: Task, images: "Sequence[Image.Image | torch.Tensor]") -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU."""
     prompt = chat.prompt(processor, task)
     return processor(
@@ -179,18 +179,22 @@ def encode(processor: "ProcessorMixin", task: Task, images: list[Image.Image]) -
     )
 
 
-def prompt_length(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> int:
-    """The number of tokens in the task's question about a picture of `size`, (width, height) in pixels."""
+def blank(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> "BatchFeature":
+    """The inputs for a picture of `size`, (width, height) in pixels, of which `pixel_values` may have no content.
+
+    The others depend on nothing but the picture's size.
+    """
     import torch
 
-    prompt = chat.prompt(processor, task)
+    # A tensor without content, which torchvision's functions resize in no time
+    picture = torch.empty(3, size[1], size[0], dtype=torch.uint8, device="meta")
     try:
-        with torch.device("meta"):  # a tensor without pixels, which torchvision's functions resize in no time
-            picture = torch.empty(3, size[1], size[0], dtype=torch.uint8)
-            inputs = processor(images=[[picture]], text=[prompt], padding=True, add_special_tokens=False)
+        inputs = encode(processor, task, [picture])
     except Exception:  # an image processor that reads pixels; which exception it raises depends on the model
-        return encode(processor, task, [Image.new("RGB", size)])["input_ids"].shape[1]
-    return len(inputs["input_ids"][0])
+        inputs = None
+    if inputs is None or any(value.is_meta for name, value in inputs.items() if name != "pixel_values"):
+        inputs = encode(processor, task, [Image.new("RGB", size)])
+    return inputs
 
 
 def to_device(inputs: "Mapping[str, torch.Tensor]", model: "PreTrainedModel") -> "dict[str, torch.Tensor]":

@@ -6,11 +6,14 @@ from typing import Any
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Log
 
-# Messages of torch, cuBLAS, cuDNN and Triton, in lower case; torch has a separate exception only for accelerators.
+# Messages of torch, cuBLAS, cuDNN, NCCL and Triton, in lower case. torch has an exception of its own only for memory of
+# accelerators.
 _OUT_OF_MEMORY = (
     "not enough memory",
     "allocate memory",
     "cuda error: out of memory",
+    "cuda driver error: out of memory",
+    "cuda failure 2 'out of memory'",  # NCCL
     "triton error [cuda]: out of memory",
     "alloc_failed",
 )
@@ -34,15 +37,20 @@ def in_parts(compute: Callable[[Sequence], Any], items: Sequence, emit: Emit) ->
         if not is_out_of_memory(error):
             raise
     # Outside the except block, where the exception would keep the tensors that did not fit alive.
-    if len(items) == 1:
+    half = halved(len(items), emit)
+    return [part for some in (items[:half], items[half:]) for part in in_parts(compute, some, emit)]
+
+
+def halved(count: int, emit: Emit) -> int:
+    """Half of `count` samples, which did not fit into memory. Raises InputError if it was one sample."""
+    if count == 1:
         raise InputError(
             "params.yaml: image.max_tokens: not even one sample fits into this device's memory; a lower value makes "
             "samples smaller"
         )
     free_memory()
-    half = len(items) // 2
-    emit(Log(f"out of memory with {len(items)} samples; continuing with {half} at a time"))
-    return [part for some in (items[:half], items[half:]) for part in in_parts(compute, some, emit)]
+    emit(Log(f"out of memory with {count} samples; continuing with {count // 2} at a time"))
+    return count // 2
 
 
 def free_memory() -> None:

@@ -55,7 +55,9 @@ def estimated(config: ModelConfig, folder: Path, knobs: LoraParams, prompt: int,
         model = adapted(base, knobs, pattern)
     trained = {lora.part(name) for name, p in model.named_parameters() if p.requires_grad}
     if "vision" in trained:
-        raise InputError(f"{PATTERN_KEY}: what a trained vision tower needs is only known when the job runs")
+        raise InputError(
+            "params.yaml: finetune.lora: what a trained vision tower needs is only known when the job runs"
+        )
     decoder = base.get_decoder()
     # A GPU's tensors, because dropout and our LoRA layers save other things on a CPU.
     with FakeTensorMode(), _fused_attention(), autocast("cuda", dtype):

@@ -6,13 +6,11 @@ Without LoRA in the tower they never change. They are stored on disk, padded as 
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Log, Progress
@@ -37,13 +35,12 @@ class Plan:
 
     def __init__(self, data: Sequence[str], processor: "ProcessorMixin", task: Task) -> None:
         self.sizes = {path: list(dataset.image_sizes(path)) for path in data}
-        # A prompt depends only on its picture's size, so one blank picture stands for all pictures of a size. Arrays,
-        # because each tensor that is sent to a data loader worker would take a file descriptor.
-        self.prompts = {
-            size: {k: v.numpy() for k, v in loading.encode(processor, task, [Image.new("RGB", size)]).items()}
-            for size in dict.fromkeys(size for sizes in self.sizes.values() for size in sizes)
-        }
-        self.tiles = {size: len(prompt.pop("pixel_values")) for size, prompt in self.prompts.items()}
+        self.prompts, self.tiles = {}, {}  # by size, on which alone they depend
+        for size in dict.fromkeys(size for sizes in self.sizes.values() for size in sizes):
+            inputs = loading.blank(processor, task, size)
+            self.tiles[size] = len(inputs.pop("pixel_values"))
+            # Arrays, because each tensor that is sent to a data loader worker would take a file descriptor.
+            self.prompts[size] = {name: value.numpy() for name, value in inputs.items()}
 
     def count(self, split: str) -> int:
         """The number of tiles in all pictures of a split."""
@@ -192,30 +189,21 @@ def _fill(
     emit: Emit,
 ) -> None:
     """Computes this process's part of the features of all splits."""
-    from vlm.evaluation.feed import feed
+    from vlm.evaluation.feed import computed
 
     done, total = 0, sum(len(features) for features in found.values())
     for split, features in found.items():
         load = loaders[split]
         chunks = [range(start, min(start + _AT_ONCE, len(features))) for start in range(0, len(features), _AT_ONCE)]
-        for chunk, inputs in feed(load, chunks[processes.process_index :: processes.num_processes], loaded):
-            memory.in_parts(partial(_encode, features, loaded, load, chunk, inputs), chunk, emit)
+
+        def encode(rows: range, inputs: "dict[str, torch.Tensor]", features: Features = features) -> None:
+            output, _ = _tower_output(loaded, inputs)
+            features.tiles[features.span(rows[0]).start : features.span(rows[-1]).stop] = output.cpu()
+
+        own = chunks[processes.process_index :: processes.num_processes]
+        for chunk, _ in computed(encode, load, own, loaded, emit):
             done += len(chunk)
             emit(Progress(min(done * processes.num_processes, total), total, "picture encoded"))
-
-
-def _encode(
-    features: Features,
-    loaded: "PreTrainedModel",
-    load: batching.Loader,
-    chunk: range,
-    inputs: "Mapping[str, torch.Tensor]",
-    rows: range,
-) -> None:
-    """Computes the features of `rows`; `inputs` are those of the whole `chunk`, on the model's device."""
-    encoded = inputs if len(rows) == len(chunk) else loading.to_device(load(rows), loaded)
-    output, _ = _tower_output(loaded, encoded)
-    features.tiles[features.span(rows[0]).start : features.span(rows[-1]).stop] = output.cpu()
 
 
 def _tower_output(
@@ -265,8 +253,10 @@ def _replaceable(
         setattr(base, _TOWER, _pass_through())
         try:
             found = _project(loaded, {**inputs, "pixel_values": state})
-        except (TypeError, ValueError, AttributeError, RuntimeError):  # it needs pixels, or other layers of the tower
-            return False
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and memory.is_out_of_memory(error):
+                raise
+            return False  # it needs pixels, or other layers of the tower
         finally:
             setattr(base, _TOWER, tower)
     return torch.equal(found, projected)

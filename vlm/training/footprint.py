@@ -103,19 +103,22 @@ def split(job: "FineTuning", batch: int, gpu_memory: int | None, processes: int,
     choices = candidates(batch, knobs.micro_batch, knobs.gradient_checkpointing)
     if gpu_memory is None or len(choices) == 1:
         return choices[0]
+    nothing = len(choices) + 1  # not even a forward pass
+    need = None
     try:
         need = of_job(job)
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise
+    memory.free_memory()
+    first = torch.tensor(first_fitting(choices, need, gpu_memory) if need else nothing, device=loading.device())
+    if processes > 1:
+        torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MAX)
+    if need is None or int(first) == nothing:
         raise InputError(
             "params.yaml: image.max_tokens: not even a forward pass of one sample fits into this GPU's memory; "
             "lower it, or use a larger GPU"
-        ) from error
-    memory.free_memory()
-    first = torch.tensor(first_fitting(choices, need, gpu_memory), device=loading.device())
-    if processes > 1:
-        torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MAX)
+        )
     fits = int(first) < len(choices)
     chosen = choices[int(first)] if fits else choices[-1]
     takes = f"about {need.peak(chosen) / 1e9:.1f} of {gpu_memory / 1e9:.1f} GB"
@@ -125,7 +128,10 @@ def split(job: "FineTuning", batch: int, gpu_memory: int | None, processes: int,
             f"params.yaml: image.max_tokens: {chosen} would take {takes}; lower it{remedy} or use a larger GPU; "
             "finetune.micro_batch: 1 tries it all the same"
         )
-    emit(Log(f"{'' if fits else 'warning: params.yaml: finetune.micro_batch: '}{chosen}: {takes}"))
+    if fits:
+        emit(Log(f"{chosen}: {takes}"))
+    else:
+        emit(Log(f"warning: params.yaml: finetune.micro_batch: {chosen} would take {takes}, and may not fit"))
     return chosen
 
 

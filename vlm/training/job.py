@@ -14,6 +14,7 @@ from vlm.config.task import Task
 from vlm.data import dataset, json_files
 from vlm.models import memory, runtime
 from vlm.training import adapter, checkpoints, footprint, lora
+from vlm.training.footprint import PATTERN_KEY
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from vlm.training.features import Features
     from vlm.training.trainer import Trainer
-
-_PATTERN_KEY = "params.yaml: finetune.lora.modules"
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class FineTuning:
         Raises InputError for a pattern that lora.matched_modules refuses, a rank that is larger than every layer, and
         learning rates that are 0 for all of the layers.
         """
-        found = lora.matched_modules(model, self._pattern(model), _PATTERN_KEY)
+        found = lora.matched_modules(model, self._pattern(model), PATTERN_KEY)
         knobs = self.finetune
         widest = max(min(layer.in_features, layer.out_features) for layer in found.values())
         if knobs.lora.r > widest:
@@ -187,7 +186,7 @@ class FineTuning:
         return found
 
     def _pattern(self, model: "PreTrainedModel") -> str:
-        return lora.pattern_for(model, self.finetune.lora.modules, self.model.lora_modules, _PATTERN_KEY)
+        return lora.pattern_for(model, self.finetune.lora.modules, self.model.lora_modules, PATTERN_KEY)
 
     def trainer(
         self,
@@ -210,8 +209,9 @@ class FineTuning:
 
         def validation_pass() -> dict[str, float]:
             rows = validation_rows(self.validation, params.eval_samples, self.seed)
-            # A batch of the size of a training micro-batch is known to fit.
-            return validate(made.model, processor, self.task, self.validation, rows, load, at_once, trl.processes())
+            # Of the size of a step's batch, and not of a micro-batch, which depends on the device.
+            batch_size, state = params.batch_size, trl.processes()
+            return validate(made.model, processor, self.task, self.validation, rows, load, batch_size, state, emit)
 
         made.validate = validation_pass
         return made

@@ -15,7 +15,7 @@ from vlm.config.errors import InputError
 from vlm.config.events import Emit
 from vlm.config.task import Task
 from vlm.data import dataset
-from vlm.evaluation import batching
+from vlm.evaluation import batching, feed
 from vlm.evaluation.trie import turn_tokens
 from vlm.models import loading
 from vlm.training import fast_lora, lora
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm.training.job import FineTuning
+
+_MOST_WORKERS = 8  # a step of training takes longer than a batch of an evaluation
 
 
 class Trainer(SFTTrainer):
@@ -47,8 +49,6 @@ class Trainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The mean cross-entropy of the answers' tokens. Only their positions go through the output layer."""
-        if "spatial_shapes" in inputs:  # LFM2-VL reads them as numbers; see vlm.models.loading.to_device
-            inputs["spatial_shapes"] = inputs["spatial_shapes"].cpu()
         target = inputs.pop("labels")[:, 1:]
         answers = target != -100  # for each position, whether the next token is supervised
 
@@ -176,12 +176,15 @@ def build(
     if params.gradient_checkpointing is True:
         if not trainer.model.supports_gradient_checkpointing:
             raise InputError(
-                f"params.yaml: finetune.gradient_checkpointing: {job.model.id!r} does not have it; use false"
+                f"params.yaml: finetune.gradient_checkpointing: {job.model.id!r} does not support it; use false, and "
+                "a lower image.max_tokens if memory is short"
             )
         trainer.model.activation_checkpointing_enable({"use_reentrant": False})
         # It gives all embeddings gradients, which only reentrant checkpointing needs: gradients for the frozen tower.
         trainer.model.disable_input_require_grads()
     fast_lora.make_fast(trainer.model)
+    # At the model itself, because the trainer, and with several GPUs torch, move all inputs to the GPU.
+    trainer.model.get_base_model().register_forward_pre_hook(_sizes_on_cpu, with_kwargs=True)
     _, labels = dataset.ids_and_labels(job.train)
     lengths = (kept[job.train] if kept else batching.Loader(job.train, processor, job.task)).lengths()
     if kept:
@@ -191,8 +194,27 @@ def build(
         trainer.train_dataset = AugmentedRows(trainer.train_dataset, params.augment, job.task.flip, job.seed)
     # With augmentation these lengths are approximate, because crops differ from the pictures in size.
     trainer.train_sampler = EpochSampler(labels, params.balance, job.seed, params.batch_size, lengths)
+    if not trainer.args.use_cpu:  # if the model runs on the CPU, workers would only take its cores
+        longest = trainer.data_collator([trainer.train_dataset[lengths.index(max(lengths))]])
+        size = micro_batch * sum(value.nbytes for value in longest.values())
+        use_workers(trainer.args, feed.most_workers(min(_MOST_WORKERS, cores.available()), size, emit))
     trainer.lr_scale = params.lr_scale
     return trainer
+
+
+def use_workers(args: SFTConfig, count: int) -> None:
+    """Makes the data loader use `count` worker processes, each of which prepares one batch ahead."""
+    if count:  # torch refuses the others without workers
+        args.dataloader_num_workers = count
+        args.dataloader_prefetch_factor = 1
+        args.dataloader_multiprocessing_context = feed.start_method()
+
+
+def _sizes_on_cpu(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Moves what LFM2-VL reads as numbers to the CPU, once; see vlm.models.loading.to_device."""
+    if "spatial_shapes" in kwargs:
+        kwargs["spatial_shapes"] = kwargs["spatial_shapes"].cpu()
+    return args, kwargs
 
 
 def processes() -> PartialState:
@@ -218,8 +240,6 @@ def _arguments(job: "FineTuning", directory: Path, micro_batch: int) -> SFTConfi
         activation_checkpointing=False,  # see `build`
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        # If the model runs on the CPU, workers would only take its cores.
-        dataloader_num_workers=min(8, cores.available()) if on_gpu else 0,
         max_length=None,  # truncating a prompt would cut off image tokens
         completion_only_loss=True,
         remove_unused_columns=False,

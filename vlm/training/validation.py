@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlm.config.events import Emit
 from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching
@@ -37,18 +38,19 @@ def validate(
     data: str,
     rows: Sequence[int],
     load: "batching.Loader | Features",
-    at_once: int,
+    batch_size: int,
     processes: "PartialState",
+    emit: Emit,
 ) -> dict[str, float]:
     """Returns `accuracy`, its 95 % Wilson interval (`low`, `high`) and `log_loss` (nats) on `rows` of `data`.
 
-    `load` returns the model's inputs for rows, `at_once` of which are known to fit into memory. With n processes, each
+    `load` returns the model's inputs for rows. A batch that does not fit into memory is split. With n processes, each
     answers every n-th batch; all of them return the whole result.
     """
     import numpy as np
     import torch
 
-    from vlm.evaluation.feed import feed
+    from vlm.evaluation.feed import computed
 
     _, labels = dataset.ids_and_labels(data)
     truth = np.array([task.labels.index(labels[row]) for row in rows])
@@ -56,10 +58,12 @@ def validate(
     model.eval()
     posterior = Posterior(inner, processor, task)
     found = torch.zeros(len(rows), len(task.labels), dtype=torch.float64)
-    batches = batching.plan(load.lengths(rows), at_once, posterior.wants_equal_lengths)
+    batches = batching.plan(load.lengths(rows), batch_size, posterior.wants_equal_lengths)
     own = batches[processes.process_index :: processes.num_processes]
-    for batch, (_, inputs) in zip(own, feed(load, [[rows[i] for i in batch] for batch in own], inner), strict=True):
-        found[batch] = posterior(inputs).double()
+    numbers = [[rows[i] for i in batch] for batch in own]
+    answered = computed(lambda _, inputs: posterior(inputs), load, numbers, inner, emit)
+    for batch, (_, parts) in zip(own, answered, strict=True):
+        found[batch] = torch.cat(parts).double()
     if processes.num_processes > 1:
         found = found.to(inner.device)
         torch.distributed.all_reduce(found)

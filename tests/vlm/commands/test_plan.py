@@ -13,8 +13,19 @@ BIN = Path(sys.executable).parent
 STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval"]
 
 
-def run(folder, *command, code=0):
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+# An nvidia-smi for two GPUs.
+DRIVER = """#!/bin/sh
+case "$1" in
+--list-gpus) echo "GPU 0: NVIDIA Large (UUID: GPU-1)"; echo "GPU 1: NVIDIA Small (UUID: GPU-2)" ;;
+--id=*0*) echo "NVIDIA Large, 8000" ;;
+esac
+case "$1" in --id=*1*) echo "NVIDIA Small, 2000" ;; esac
+"""
+
+
+def run(folder, *command, code=0, environment=()):
+    path = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    environment = os.environ | path | dict(environment)
     for role in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{role}_NAME": "t", f"GIT_{role}_EMAIL": "t@localhost"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -92,18 +103,58 @@ def test_a_run_in_progress_is_named(checkout):
     assert re.fullmatch(rf"error: a run is .*\(process {os.getpid()}: dvc repro\).*\n", error)
 
 
-def test_the_last_line_says_how_a_fine_tune_on_a_gpu_fits_into_memory(checkout, make_split):
+def last_line(folder, **environment):
+    return run(folder, sys.executable, "-m", "vlm", "plan", environment=environment).splitlines()[-1]
+
+
+def test_the_memory_of_a_fine_tune_is_not_known_if_the_data_will_change(checkout, make_split):
+    """Even if data/train.parquet exists: it may be that of another task or size."""
     edit(checkout, "params.yaml", "compute: auto ", "compute: modal ")
     split = checkout / "data/train.parquet"
     try:
-        last = run(checkout, sys.executable, "-m", "vlm", "plan").splitlines()[-1]
-        assert last.startswith("finetune on L4: memory not known: data/train.parquet: no such file")
+        assert last_line(checkout) == "finetune on L4: memory not known until prepare has run"
         shutil.copyfile(make_split("train", 2), split)
-        last = run(checkout, sys.executable, "-m", "vlm", "plan").splitlines()[-1]
-        assert last == "finetune on L4: 16 of 16 samples at once, about 1 of 24 GB (estimate)"
+        assert last_line(checkout) == "finetune on L4: memory not known until prepare has run"
     finally:
         split.unlink(missing_ok=True)
         edit(checkout, "params.yaml", "compute: modal ", "compute: auto ")
+
+
+@pytest.fixture
+def prepared(checkout, make_split):
+    """The checkout with small splits that DVC takes for the result of `prepare`."""
+    splits = [checkout / "data" / f"{name}.parquet" for name in ("train", "validation", "test")]
+    for split in splits:
+        shutil.copyfile(make_split("train", 2), split)
+    run(checkout, "dvc", "commit", "--force", "prepare")
+    yield checkout
+    run(checkout, "git", "checkout", "-q", ".")
+    for split in splits:
+        split.unlink()
+
+
+def test_the_last_line_says_how_a_fine_tune_on_a_gpu_fits_into_memory(prepared):
+    edit(prepared, "params.yaml", "compute: auto ", "compute: modal ")
+    assert last_line(prepared) == "finetune on L4: 16 of 16 samples at once, about 1 of 24 GB (estimate)"
+
+
+def test_the_memory_of_gpus_here_is_that_of_the_visible_ones(prepared, tmp_path):
+    """And a choice of finetune.micro_batch that does not fit is not shown as if it did."""
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(DRIVER)
+    driver.chmod(0o755)
+    path = f"{BIN}{os.pathsep}{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    shown = {v: last_line(prepared, PATH=path, CUDA_VISIBLE_DEVICES=v) for v in ("0,1", "0", "1")}
+    assert shown == {
+        "0,1": "finetune on Small:2: 8 of 8 samples at once on each, about 1 of 2 GB (estimate)",
+        "0": "finetune on Large: 16 of 16 samples at once, about 1 of 8 GB (estimate)",
+        "1": "finetune on Small: 16 of 16 samples at once, about 1 of 2 GB (estimate)",
+    }
+    driver.write_text(DRIVER.replace("2000", "100"))
+    assert last_line(prepared, PATH=path, CUDA_VISIBLE_DEVICES="1") == (
+        "finetune on Small: may not fit: 1 of 16 samples at once with gradient checkpointing would take about 1 of 0 GB "
+        "(estimate); lower image.max_tokens or use a larger GPU"
+    )
 
 
 def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu(checkout):

@@ -97,6 +97,8 @@ class Modal:
             inputs={"data/input": "inputs/abc"},
             from_hub=False,
             gpu="L4",
+            larger_gpu="L40S",
+            gpu_count=1,
             cpu_cores=2,
             memory_gib=10,
             dollars_per_second=0.5,
@@ -168,7 +170,11 @@ def test_a_cuda_error_after_more_progress_is_retried(modal, job):
     ("trouble", "kind", "message"),
     [
         ("user", "error", "params.yaml: key: is wrong"),
-        ("memory", "error", "params.yaml: modal.gpu: L4 has too little memory"),
+        (
+            "memory",
+            "error",
+            "params.yaml: modal.gpu: L4 has too little memory for this job; choose a larger GPU, such as L40S",
+        ),
         ("bug", "traceback", "ValueError: a bug"),
     ],
 )
@@ -179,6 +185,13 @@ def test_permanent_errors_are_reported_once_and_the_next_run_resumes(modal, job,
     assert value["dollars"] > 0
     assert modal.containers == 2
     assert results(modal, modal.conduct(request))["lines"] == "line\n" * 4
+
+
+def test_no_larger_gpu_is_named_if_there_is_none(modal, job):
+    value = modal.conduct(modal.request(replace(job, at=3, trouble="memory"), gpu="B200", larger_gpu=None))
+    assert value["error"] == (
+        "params.yaml: modal.gpu: B200 has too little memory for this job; lower image.max_tokens or evaluation.batch_size"
+    )
 
 
 def test_every_attempt_counts_towards_the_cost(modal, job):

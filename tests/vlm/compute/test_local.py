@@ -11,7 +11,7 @@ import pytest
 
 import vlm
 from vlm import compute
-from vlm.compute import local
+from vlm.compute import local, processes
 from vlm.config.events import Scalars
 from vlm.config.models import ModelConfig
 from vlm.config.params import ModalParams
@@ -139,16 +139,56 @@ def test_scalars_are_written_by_dvclive(job):
     assert Path("live/plots/metrics/train/loss.tsv").read_text() == "step\tloss\n3\t0.5\n"
 
 
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """An nvidia-smi that lists two GPUs."""
+    file = tmp_path / "nvidia-smi"
+    file.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return file
+
+
+@dataclass(frozen=True)
+class Training(Counting):
+    DATA_PARALLEL = True
+
+
+@pytest.mark.parametrize("visible", [None, "1"])
+@pytest.mark.parametrize("kind", [Counting, Training])
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_several_gpus_take_part_except_in_an_evaluation_that_needs_none(
+    job, driver, monkeypatch, visible, kind, on_cpu
+):
+    """A fine-tune that saw two GPUs in one process would end up in torch's DataParallel, even with a small model."""
+    started = []
+
+    def started_by(name):
+        def start(job, directory, emit, gpus):
+            started.append((name, gpus))
+            (directory / "result").touch()
+
+        return start
+
+    for name in ("run", "answer"):
+        monkeypatch.setattr(processes, name, started_by(name))
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    job = kind(CPU_MODEL.model_copy(update={"runs_on_cpu": on_cpu}), job.data)
+    with compute.run(job, "local", MODAL) as directory:
+        here = (directory / "lines").exists()
+    if visible or (kind is Counting and on_cpu):
+        assert (here, started) == (True, [])
+    else:
+        assert (here, started) == (False, [("run", 2) if kind is Training else ("answer", ["0", "1"])])
+
+
 @pytest.mark.parametrize(
     ("visible", "expected"),
     [(None, ["0", "1"]), ("1", ["1"]), ("0,1,2", ["0", "1"]), ("", []), ("-1", []), ("1,-1,0", ["1"])],
 )
-def test_gpus_are_those_of_the_driver_that_are_visible(tmp_path, monkeypatch, visible, expected):
-    driver = tmp_path / "nvidia-smi"
-    driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")
-    driver.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_gpus_are_those_of_the_driver_that_are_visible(driver, monkeypatch, visible, expected):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert local.gpus() == expected

@@ -31,8 +31,8 @@ def test_auto_chooses_modal_for_a_model_that_needs_a_gpu_on_a_machine_without_on
 
 def request(**values) -> Request:
     standard = dict(
-        key="k", kind="k", job="", inputs={}, from_hub=False, gpu="H100:4", cpu_cores=32, memory_gib=64,
-        dollars_per_second=0.004, containers=1, max_dollars=None, seconds=7200.0, region=None,
+        key="k", kind="k", job="", inputs={}, from_hub=False, gpu="H100:4", larger_gpu="H200:4", gpu_count=4, cpu_cores=32,
+        memory_gib=64, dollars_per_second=0.004, containers=1, max_dollars=None, seconds=7200.0, region=None,
     )  # fmt: skip
     return Request(**(standard | values))
 
@@ -44,6 +44,7 @@ def test_options():
     assert modal.options(request()) == standard
     assert modal.options(request(region="eu", seconds=86400.0)) == standard | {"timeout": 86400, "region": "eu"}
     assert modal.options(request(max_dollars=2.0))["timeout"] == 800
+    assert modal.options(request(max_dollars=2.0, containers=5))["timeout"] == 400  # each has a fifth of the money
 
 
 def test_the_image_has_the_oldest_python_that_the_project_allows():

@@ -1,10 +1,13 @@
 import dataclasses
+import os
 import re
+import time
 
 import pandas as pd
 import pytest
 
 from vlm.compute import processes
+from vlm.config import cores
 from vlm.config.errors import InputError
 from vlm.config.events import Log, Progress, Scalars
 from vlm.evaluation import Evaluation
@@ -66,16 +69,62 @@ def test_two_processes_answer_like_one(evaluation, tmp_path):
         done = [event.done for event in events if isinstance(event, Progress) and event.unit == unit]
         assert done == sorted(done)
         assert done[-1] == 14
+    records = {file: file.read_bytes() for file in (tmp_path / "two").glob("* processes/*/*.jsonl")}
+    assert len(records) == 4
+    made = [file.stat().st_mtime_ns for file in records]
     events.clear()
     processes.answer(evaluation, tmp_path / "two", events.append, ["0", "1"])  # the records have all answers
     assert [event.done for event in events if isinstance(event, Progress)][-1] == 14
+    assert {file: file.read_bytes() for file in records} == records
+    assert [file.stat().st_mtime_ns for file in records] == made
+
+
+@dataclasses.dataclass(frozen=True)
+class Unequal:
+    """Shard 0 fails as soon as shard 1 is at work, which takes two minutes."""
+
+    def answer(self, directory, emit, shard):
+        started = directory.parent / "started"
+        if shard[0] == 1:
+            started.touch()
+            time.sleep(120)
+            (directory.parent / "ended").touch()
+        while not started.exists():
+            time.sleep(0.1)
+        raise InputError("data/test.parquet: is wrong")
 
 
 @pytest.mark.slow
-def test_an_input_error_in_one_of_several_evaluations_ends_all(evaluation, tmp_path):
-    gone = dataclasses.replace(evaluation, data=str(tmp_path / "none.parquet"))
-    with pytest.raises(InputError, match="no such file"):
-        processes.answer(gone, tmp_path, lambda event: None, ["0", "1"])
+def test_an_input_error_in_one_of_several_evaluations_ends_all(tmp_path):
+    with pytest.raises(InputError, match=r"data/test\.parquet: is wrong"):
+        processes.answer(Unequal(), tmp_path, lambda event: None, ["0", "1"])
+    assert [path.name for path in tmp_path.glob("*/*ed")] == ["started"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporting:
+    """Says which cores and which GPU each process has, and a message that is the same for all shards."""
+
+    def run(self, directory, emit):
+        emit(Log(f"{cores.available()} cores"))
+
+    def answer(self, directory, emit, shard):
+        emit(Log("warning: the same"))
+        emit(Log(f"shard {shard[0]}: {cores.available()} cores, GPU {os.environ['CUDA_VISIBLE_DEVICES']}"))
+
+    def merge(self, directories, directory):
+        pass
+
+
+@pytest.mark.slow
+def test_processes_divide_the_cores_and_shards_say_the_same_once(tmp_path):
+    each = max(1, cores.available() // 2)
+    texts = []
+    processes.answer(Reporting(), tmp_path, lambda event: texts.append(event.text), ["3", "4"])
+    assert sorted(texts) == [f"shard {n}: {each} cores, GPU {n + 3}" for n in (0, 1)] + ["warning: the same"]
+    texts.clear()
+    processes.run(Reporting(), tmp_path, lambda event: texts.append(event.text), 2)
+    assert texts == [f"{each} cores"] * 2
 
 
 @dataclasses.dataclass(frozen=True)

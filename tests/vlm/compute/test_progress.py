@@ -5,7 +5,7 @@ import time
 import pytest
 
 from vlm.compute import progress
-from vlm.compute.progress import ProgressBar
+from vlm.compute.progress import Combined, ProgressBar
 from vlm.config.events import Log, Progress, Scalars
 
 
@@ -97,3 +97,60 @@ def test_a_job_that_an_earlier_run_completed_prints_one_line_without_a_rate(caps
         emit(Progress(1000, 1000, "image"))
         emit(Progress(1000, 1000, "image"))
     assert capsys.readouterr().err == "1000/1000 image\n"
+
+
+def combined(*events):
+    """What `Combined` emits for (shard, event)."""
+    emitted = []
+    receive = Combined(emitted.append)
+    for shard, event in events:
+        receive(shard, event)
+    return emitted
+
+
+def test_the_counts_of_shards_are_added_up():
+    events = [(0, Progress(2, 10)), (1, Progress(3, 10)), (0, Progress(5, 10)), (1, Progress(5, 10))]
+    assert combined(*events) == [Progress(done, 10) for done in (2, 5, 8, 10)]
+
+
+def test_a_later_count_is_shown_when_the_earlier_one_is_complete():
+    events = [
+        (0, Progress(5, 10, "a")),
+        (0, Progress(3, 10, "b")),
+        (1, Progress(5, 10, "a")),
+        (1, Progress(1, 10, "b")),
+    ]
+    assert combined(*events) == [
+        Progress(5, 10, "a"),
+        Progress(5, 10, "a"),
+        Progress(10, 10, "a"),
+        Progress(3, 10, "b"),
+        Progress(4, 10, "b"),
+    ]
+
+
+def test_the_count_of_a_shard_that_starts_again_does_not_go_back():
+    events = [
+        (0, Progress(4, 10)),
+        (1, Progress(5, 10)),
+        (0, Progress(0, 10)),
+        (0, Progress(3, 10)),
+        (0, Progress(5, 10)),
+    ]
+    assert [event.done for event in combined(*events)] == [4, 9, 9, 9, 10]
+
+
+def test_repeating_all_events_of_a_count_that_stopped_early_shows_nothing_less():
+    """As `Shown.settle` does at the end of a training that stopped early."""
+    events = [(0, Progress(done, 200, "step")) for done in (0, 30, 60)]
+    assert [event.done for event in combined(*events, *events)] == [0, 30, 60, 60, 60, 60]
+
+
+def test_a_message_of_several_shards_is_shown_once():
+    warning, other = Log("warning: a"), Log("b")
+    assert combined((1, warning), (0, warning), (2, other), (1, other)) == [warning, other]
+
+
+def test_a_message_is_shown_as_often_as_one_shard_sends_it():
+    text = Log("out of memory")
+    assert combined((0, text), (1, text), (0, text), (1, text), (2, text)) == [text, text]

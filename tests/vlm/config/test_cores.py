@@ -15,8 +15,19 @@ SHOW = "import os, vlm, torch; print(torch.get_num_threads(), os.environ['GOMP_S
 )
 def test_a_containers_quota_limits_the_cores(content, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv(cores.LIMIT, raising=False)
     if content is not None:
         (tmp_path / "cpu.max").write_text(content)
+    assert cores.available(tmp_path / "cpu.max") == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("1", 1), ("3", 3), ("9", 4), ("0", 4), ("-1", 4), ("2.5", 4), ("two", 4), ("", 4)]
+)
+def test_the_environment_limits_the_cores_further(limit, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text("400000 100000")
+    monkeypatch.setenv(cores.LIMIT, limit)
     assert cores.available(tmp_path / "cpu.max") == expected
 
 

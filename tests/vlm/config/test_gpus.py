@@ -18,9 +18,11 @@ def container(modal_gpu: str | None, several: bool = True, **values) -> gpus.Con
 
 
 def test_the_price_of_a_container_is_that_of_its_gpus_cores_and_memory(at_root):
-    assert container("L4") == gpus.Container("L4", 2, 10, pytest.approx(0.000222 + 2 * 0.0000131 + 10 * 0.00000222))
+    dollars = pytest.approx(0.000222 + 2 * 0.0000131 + 10 * 0.00000222)
+    assert container("L4") == gpus.Container("L4", count=1, cpu_cores=2, memory_gib=10, dollars_per_second=dollars)
     one, four = container(None), container("H100:4")
     assert (one.gpu, four.gpu) == ("H100", "H100:4")
+    assert (one.count, four.count) == (1, 4)
     assert four.cpu_cores == 4 * one.cpu_cores == 32
     assert four.memory_gib == 4 * one.memory_gib == 64
     assert four.dollars_per_second == pytest.approx(4 * one.dollars_per_second)
@@ -39,6 +41,20 @@ def test_every_gpu_has_all_values(at_root):
     for file in Path("configs/models").glob("*.yaml"):
         model = load_model(file.stem)
         assert container(None, gpu=model.gpu, dtype=model.dtype).dollars_per_second > 0
+
+
+def test_a_larger_gpu_is_the_cheapest_one_with_more_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    gpus.FILE.write_text("dollars_per_second: {L4: 1, A: 3, B: 2, C: 4}\nmemory_gb: {L4: 24, A: 40, B: 48, C: 24}\n")
+    assert [gpus.larger(gpu) for gpu in ("L4", "L4:2", "A", "B", "C:8")] == ["B", "B:2", "B", None, "B:8"]
+
+
+def test_every_gpu_but_the_largest_has_a_larger_one(at_root):
+    table = read_yaml("configs/gpus.yaml")["memory_gb"]
+    larger = {gpu: gpus.larger(gpu) for gpu in table}
+    assert [gpu for gpu, other in larger.items() if other is None] == [max(table, key=table.get)]
+    assert all(table[other] > table[gpu] for gpu, other in larger.items() if other)
 
 
 @pytest.mark.parametrize("wrong", ["H10", "H100:", "H100:9", "H100:0", "h100", "H100:4:4"])

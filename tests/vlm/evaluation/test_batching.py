@@ -38,12 +38,15 @@ def test_prompt_lengths_equal_those_of_the_encoded_prompts(task, tiny, image_par
 
 
 @pytest.mark.parametrize("splitting", [True, False])
-def test_the_prompt_length_of_a_size_is_that_of_any_picture_of_this_size(task, tiny, splitting):
+def test_a_blank_picture_has_the_inputs_of_any_picture_of_its_size_except_for_the_pixels(task, tiny, splitting):
     processor = loading.load_processor(tiny, ImageParams())
     processor.image_processor = Lfm2VlImageProcessor(do_image_splitting=splitting)  # the real models' sizes
     for size in [(224, 224), (640, 480), (480, 641), (1024, 768), (40, 900), (3000, 2000)]:
         inputs = loading.encode(processor, task, [Image.effect_noise(size, 80).convert("RGB")])
-        assert loading.prompt_length(processor, task, size) == inputs["input_ids"].shape[1]
+        blank = loading.blank(processor, task, size)
+        assert blank.keys() == inputs.keys()
+        assert blank["pixel_values"].shape == inputs["pixel_values"].shape
+        assert all(blank[name].equal(inputs[name]) for name in inputs if name != "pixel_values")
 
 
 def test_the_loader_returns_rows_in_the_requested_order(task, tiny, image_params, make_split):

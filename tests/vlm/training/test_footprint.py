@@ -287,7 +287,7 @@ def test_a_model_without_checkpointing_is_refused(job, pictures, tiny, tmp_path)
     model, processor = loading.load(job.model, job.image)
     model.supports_gradient_checkpointing = False
     with pytest.raises(
-        InputError, match=r"^params\.yaml: finetune\.gradient_checkpointing: 'models/tiny' does not have"
+        InputError, match=r"^params\.yaml: finetune\.gradient_checkpointing: 'models/tiny' does not support it"
     ):
         job.trainer(model, processor, tmp_path, lambda event: None)
 

@@ -14,6 +14,7 @@ from vlm.evaluation import batching
 from vlm.models import loading
 from vlm.training import features, lora
 from vlm.training.checkpoints import last_checkpoint
+from vlm.training.trainer import use_workers
 
 
 def test_only_the_answer_is_supervised(job, tmp_path, task):
@@ -91,6 +92,16 @@ def test_data_loader_workers_make_the_same_batches_however_they_are_started(job,
         assert set(batch) == set(expected)
         for name, values in expected.items():
             assert torch.equal(batch[name], values), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_trainers_own_loader_works_with_worker_processes(job, workers, tmp_path):
+    trainer, _, expected = a_batch(job, tmp_path / "expected")
+    use_workers(trainer.args, workers)
+    trainer.train_sampler.set_epoch(0)
+    found = next(iter(trainer.get_train_dataloader()))
+    assert trainer.args.dataloader_num_workers == workers
+    assert all(found[name].equal(expected[name]) for name in expected)
 
 
 def test_the_loss_equals_the_plain_one_up_to_rounding(job, tmp_path):
