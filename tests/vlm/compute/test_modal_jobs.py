@@ -12,9 +12,10 @@ from tests.vlm.compute.places import ROOT, STANDINS
 from vlm.config import gpus
 from vlm.config.params import load_params
 
-# Makes a container say, when it ends, where it has looked for weights.
+# Makes a container say, when it ends, where it has looked for weights and how many cores it may use.
 CACHE = """
-import atexit, sys
+import atexit, os, sys
+atexit.register(lambda: print("cores:", os.environ.get("VLM_CORES"), file=sys.stderr))
 atexit.register(lambda: print("cache:", sys.modules["huggingface_hub"].constants.HF_HUB_CACHE, file=sys.stderr))
 """
 
@@ -125,6 +126,7 @@ def test_weights_are_downloaded_from_the_hub_once_with_the_callers_token(here, t
         }
         assert "cache: /volume/huggingface/hub" in outputs["conduct"]
         assert "cache: /work/huggingface/hub" in outputs["work"]  # not on the volume, where it would have open files
+        assert "cores: 4\n" in outputs["work"]  # two physical ones
         assert here.results("second") == here.results("first")
     finally:
         (here.folder / "params.yaml").write_text(text)
