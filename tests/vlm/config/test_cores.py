@@ -1,12 +1,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vlm.config import cores
-
-SHOW = "import os, vlm, torch; print(torch.get_num_threads(), os.environ['GOMP_SPINCOUNT'])"
 
 
 @pytest.mark.parametrize(
@@ -31,19 +30,47 @@ def test_the_environment_limits_the_cores_further(limit, expected, tmp_path, mon
     assert cores.available(tmp_path / "cpu.max") == expected
 
 
-def shown(**environment: str) -> list[str]:
-    """The number of torch's threads and the spin count of a process that may use one core."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_NUM", "GOMP", "MKL_NUM"))}
-    code = f"import os; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, [0]); {SHOW}"
-    done = subprocess.run([sys.executable, "-c", code], env=kept | environment, capture_output=True, check=True)
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("0.0 0.0 0.0 1/80 11206", False), ("0.0 0.0 0.0 2/80 11206", True), ("", False), (None, False)],
+)
+def test_a_machine_is_crowded_if_others_need_some_of_our_cores(content, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(cores, "available", lambda: 4)
+    if content is not None:
+        (tmp_path / "loadavg").write_text(content)
+    assert cores.crowded(tmp_path / "loadavg") == expected
+
+
+SHOW = "import os, vlm, torch; print(torch.get_num_threads(), os.environ.get('GOMP_SPINCOUNT'))"
+
+
+def shown(affinity: str = "", **environment: str) -> list[str]:
+    """The number of torch's threads and the spin count of a process."""
+    names = ("OMP_NUM", "OMP_WAIT", "GOMP", "MKL_NUM")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{affinity}\n{SHOW}"], env=kept | environment, capture_output=True, check=True
+    )
     return done.stdout.decode().split()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot bind a process to cores")
 def test_torch_starts_no_more_threads_than_the_process_has_cores():
-    threads, spins = shown()
-    assert threads == "1"
-    assert spins == str(cores.SPIN_COUNT)
+    assert shown("import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])")[0] == "1"
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="Linux only")
+def test_beside_other_work_threads_wait_asleep():
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        assert shown()[1] == str(cores.BUSY_SPIN_COUNT)
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
 
 
 def test_what_the_user_has_set_stays():
     assert shown(OMP_NUM_THREADS="2", GOMP_SPINCOUNT="77") == ["2", "77"]
+    assert shown(OMP_WAIT_POLICY="ACTIVE")[1] == "None"
