@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,10 +34,10 @@ SIZES = {
     "224 x 224": (1024, 224, 224, True),
     "512 x 512": (1024, 512, 512, True),
     "1024 x 768": (512, 1024, 768, False),
-    "1024 x 768, tiles": (128, 1024, 768, True),
+    "1024 x 768, tiles": (384, 1024, 768, True),
 }
 CASES = (("bare", 1), ("single_thread", 1), ("single_thread", 2), ("ours", 1), ("ours", 2), ("job", 2), ("job_h100", 2))
-ROUNDS = 3
+ROUNDS = 1
 
 
 def main() -> None:
@@ -173,17 +172,19 @@ def consume(split: str, processor, params, rows: range, workers: int) -> None:
     from vlm.evaluation.feed import feed
 
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
-    for _ in feed(batching.Loader(split, processor, params.task), batches(rows), model, workers):
+    for _ in feed(batching.Loader(split, processor, params.task), batches(rows), model, workers=workers):
         pass
 
 
 def job(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
     """The runner of the evaluation job with a model that takes `sleep` seconds for a picture."""
+    from functools import partial
+    from unittest.mock import patch
+
     import torch
 
-    from vlm.evaluation import runner
+    from vlm.evaluation import feed, runner
     from vlm.evaluation.decoding import Answers
-    from vlm.evaluation.feed import feed
     from vlm.evaluation.record import Record
 
     def answer(inputs: dict) -> Answers:
@@ -191,18 +192,12 @@ def job(split: str, processor, params, rows: range, cores: int, sleep: float) ->
         time.sleep(sleep * count)
         return Answers(["Audi"] * count, [[1.0]] * count)
 
-    def with_workers(load, planned, model) -> Iterator:
-        return feed(load, planned, model, cores)
-
     config = SimpleNamespace(image_token_id=processor.image_token_id)
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16, config=config)
-    own, runner.feed = runner.feed, with_workers  # a model on a CPU has no worker processes
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            made = runner.BatchRunner(model, processor, params.task, lambda event: None, (0, 1))
-            made.run(split, BATCH, answer, Record(Path(folder) / "record.jsonl"), rows=rows)
-    finally:
-        runner.feed = own
+    with_workers = patch.object(feed, "feed", partial(feed.feed, workers=cores))  # a model on a CPU has none
+    with tempfile.TemporaryDirectory() as folder, with_workers:
+        made = runner.BatchRunner(model, processor, params.task, lambda event: None, (0, 1))
+        made.run(split, BATCH, answer, Record(Path(folder) / "record.jsonl"), rows=rows)
 
 
 if __name__ == "__main__":
