@@ -9,9 +9,9 @@ if they are set before torch is loaded:
 - passive: OMP_WAIT_POLICY=PASSIVE, which sleeps at once.
 - ours: what vlm.config.cores chooses, the default or 1,000, depending on what runs when the process starts.
 
-The work is fine-tuning tiny on 64 badges (the case `ours` of benchmarks/finetuning.py), on a machine that is idle, that
+The work is fine-tuning tiny on 96 badges (the case `ours` of benchmarks/finetuning.py), on a machine that is idle, that
 runs another program on one core, or that runs the same training a second time (the mean of the two). Prints the median
-of the rounds in samples per second and writes benchmarks/busy.json. About ten minutes on two idle cores.
+of the rounds in samples per second and writes benchmarks/busy.json. About 20 minutes on two idle cores.
 """
 
 import json
@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROWS, BATCH = 64, 16
+ROWS, BATCH = 96, 16
 ROUNDS = 3
 SETTINGS = {
     "default": {"GOMP_SPINCOUNT": "300000"},  # set, because vlm would otherwise set its own
@@ -35,7 +35,7 @@ LOADS = ("idle", "another program", "the same twice")
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "benchmarks.finetuning", "--prepare", folder, "--quick"], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.finetuning", "--prepare", folder], check=True)
         found: dict[tuple[str, str], list[float]] = {(name, load): [] for name in SETTINGS for load in LOADS}
         for _ in range(ROUNDS):  # all settings in each, so that a slow phase of the host affects all of them
             for name, load in found:

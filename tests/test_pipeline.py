@@ -44,6 +44,7 @@ class Clone:
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "XDG_CACHE_HOME": str(user_cache),
+            "SHELL": "/bin/sh",  # that runs DVC's commands, whatever shell the tests are started from
             "GIT_AUTHOR_NAME": "t",
             "GIT_AUTHOR_EMAIL": "t@localhost",
             "GIT_COMMITTER_NAME": "t",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 import platformdirs
+import psutil
 from pydantic_core import to_json
 
 import vlm
@@ -63,18 +64,40 @@ def end_with_dvc(interrupt: bool = True) -> None:
     `interrupt` ends it as Ctrl-C does; otherwise it ends at once, which leaves a job on Modal running. Finished work is
     kept. A stage that was started by hand is not affected.
     """
-    parent = os.getppid()
+    dvc = _dvc()
+    if dvc is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        with suppress(psutil.NoSuchProcess):
+            while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(1)
         if not interrupt:
             os._exit(1)
         os.kill(os.getpid(), signal.SIGINT)
 
-    if "DVC_STAGE" in os.environ:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
-        threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _dvc() -> psutil.Process | None:
+    """The process that runs this stage; None if the stage was started by hand.
+
+    DVC starts a shell, which may become the stage (bash, zsh) or wait for it (dash, Debian's sh): of this process's
+    ancestors we take the first one that is outside the stage, which is to say, without the variable that DVC sets.
+    """
+    stage = os.environ.get("DVC_STAGE")
+    if stage is None:
+        return None
+    for ancestor in psutil.Process().parents():
+        try:
+            if ancestor.environ().get("DVC_STAGE") != stage:
+                return ancestor
+        except psutil.AccessDenied:  # another user's process, such as the init process of a container
+            return ancestor
+        except psutil.NoSuchProcess:  # it died just now, and so this process has another parent
+            continue
+    return None
 
 
 def gpus() -> list[str]:

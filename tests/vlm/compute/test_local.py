@@ -208,13 +208,19 @@ except KeyboardInterrupt:
 """
 
 
+DVC = """
+import os, subprocess, sys, time
+subprocess.Popen(sys.argv[1:], env=os.environ | {"DVC_STAGE": "finetune"})
+time.sleep(5)
+"""
+
+
+@pytest.mark.parametrize("shell", [[], ["/bin/sh", "-c", '"$@"; exit', "sh"]], ids=["no shell", "a shell that waits"])
 @pytest.mark.parametrize("interrupt", [True, False])
-def test_a_stage_ends_when_its_dvc_is_gone(interrupt):
+def test_a_stage_ends_when_its_dvc_is_gone(interrupt, shell):
     """Interrupted where it computes itself; at once where it only watches a job on Modal, which runs on."""
-    script = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]); time.sleep(5)"
-    environment = os.environ | {"DVC_STAGE": "finetune", "PYTHONPATH": str(Path(vlm.__file__).parents[1])}
-    dvc = subprocess.Popen(
-        [sys.executable, "-c", script, STAGE, str(interrupt)], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    stage = [*shell, sys.executable, "-c", STAGE, str(interrupt)]
+    environment = os.environ | {"PYTHONPATH": str(Path(vlm.__file__).parents[1])}
+    dvc = subprocess.Popen([sys.executable, "-c", DVC, *stage], stdout=subprocess.PIPE, text=True, env=environment)
     output, _ = dvc.communicate(timeout=40)  # ends when the stage, too, has closed its end of the pipe
     assert output.split() == (["started", "interrupted"] if interrupt else ["started"])
