@@ -1,0 +1,20 @@
+"""check: all settings are valid, also those that no other stage depends on because they change no result."""
+
+from vlm import compute
+from vlm.config import gpus, load_params
+from vlm.config.errors import reported
+
+
+def main() -> None:
+    params = load_params()
+    if compute.place(params.model, params.compute) == "local":
+        where = "on this machine"
+    else:
+        container = gpus.container_for(params.model, params.modal, several=True)
+        where = f"on Modal, {container.gpu}, {container.dollars_per_second * 3600:.2f} dollars an hour"
+    print(f"check: the settings are valid; {params.model.name} runs {where}")
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
