@@ -13,7 +13,9 @@ from vlm.training import FineTuning
 ROOT = Path(__file__).parents[1]
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
 # The rooms of vlm, from the top down: imports point down this list only.
-ROOMS = ["commands", "measuring", "compute", "training", "evaluation", "models", "sources", "data", "config"]
+ROOMS = """
+    commands report audit measuring compute robustness probing training evaluation models sources data config
+""".split()
 
 
 @cache
