@@ -5,13 +5,12 @@ idle machine, and on a busy one it takes the cores from the others. The settings
 if they are set before torch is loaded:
 
 - default: libgomp's own, which looks 300,000 times.
-- 1000: GOMP_SPINCOUNT of 1,000.
+- ours: a GOMP_SPINCOUNT of 1,000, which vlm.config.cores sets.
 - passive: OMP_WAIT_POLICY=PASSIVE, which sleeps at once.
-- ours: what vlm.config.cores chooses, the default or 1,000, depending on what runs when the process starts.
 
 The work is fine-tuning tiny on 96 badges (the case `ours` of benchmarks/finetuning.py), on a machine that is idle, that
 runs another program on one core, or that runs the same training a second time (the mean of the two). Prints the median
-of the rounds in samples per second and writes benchmarks/busy.json. About 20 minutes on two idle cores.
+of the rounds in samples per second and writes benchmarks/busy.json. About a quarter of an hour on two idle cores.
 """
 
 import json
@@ -26,7 +25,6 @@ ROWS, BATCH = 96, 16
 ROUNDS = 3
 SETTINGS = {
     "default": {"GOMP_SPINCOUNT": "300000"},  # set, because vlm would otherwise set its own
-    "1000": {"GOMP_SPINCOUNT": "1000"},
     "ours": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
