@@ -3,7 +3,7 @@
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: repro plan sweep test test-slow lint lock
+.PHONY: repro plan sweep learning-curve test test-slow browser lint lock
 
 repro: .venv/ready          ## run the pipeline
 	$(UV) run --no-sync dvc repro
@@ -20,11 +20,27 @@ sweep: .venv/ready          ## an experiment with each of MODELS on TASK, one af
 	$(UV) run --no-sync dvc queue start --jobs 1
 	$(UV) run --no-sync dvc queue status
 
+# In DVC's copies of the repository, so that the results here stay as they are. The test rows are the same for all sizes.
+SIZES := 100 200 400 800 1600
+learning-curve: .venv/ready  ## an experiment for each of SIZES, the training rows, then a chart of accuracy against them
+	for size in $(SIZES); do $(UV) run --no-sync dvc exp run --temp -S prepare.train=$$size || exit 1; done
+	$(UV) run --no-sync python -m vlm learning-curve
+
 test: .venv/ready           ## the tests, a few minutes
 	$(UV) run --no-sync pytest
 
 test-slow: .venv/ready      ## the tests that take minutes each, two files at a time
 	OMP_NUM_THREADS=1 $(UV) run --no-sync pytest -m slow -n 2 --dist loadfile
+
+# Without it these tests of `make test-slow` fail; nothing else needs it.
+browser:                    ## Chromium, which the tests of the report drive, from Debian's or Ubuntu's packages
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif command -v apt-get > /dev/null; then \
+	  as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$as_root apt-get update -qq && $$as_root apt-get install -qq --yes --no-install-recommends chromium; \
+	else \
+	  echo "install Chromium or Google Chrome so that it is on the PATH; on macOS: brew install --cask chromium" >&2; exit 1; \
+	fi
 
 lint: .venv/ready
 	$(UV) run --no-sync ruff check

@@ -1,6 +1,7 @@
-"""compare: how much accuracy fine-tuning gains over the base model, and the accuracies of all stages in one chart."""
+"""compare: what fine-tuning gains over the base model and over a linear probe, and all accuracies in one chart."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm.config.errors import reported
 from vlm.data import json_files, predictions
@@ -8,29 +9,68 @@ from vlm.evaluation.intervals import wilson
 from vlm.measuring import charts
 from vlm.measuring.comparison import compare
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINES = {"majority": "majority\nclass", "probe_nearest": "nearest\nneighbours", "probe_linear": "linear\nprobe"}
+PROBES = {"over_nearest": "probe_nearest", "over_probe": "probe_linear"}  # by what they are called in details.json
 STEPS = {
     "baseline_eval": "raw",
     "structured_eval": "structured",
     "final_eval_raw": "fine-tuned,\nraw",
     "final_eval": "fine-tuned,\nstructured",
 }
+_SIGNIFICANT = 0.05  # a p-value from which on two models cannot be told apart
 
 
 def main() -> None:
-    answers = {name: predictions.read(name) for name in STEPS}
+    answers = {name: predictions.read(name) for name in [*BASELINES, *STEPS]}
     found = compare(answers["structured_eval"], answers["final_eval"])
-    json_files.write("metrics/compare.json", {name: found[name] for name in ("gain", "gain_low", "gain_high")})
-    json_files.write("plots/compare/details.json", found)
-    rows = []
-    for name, step in STEPS.items():
-        right, n = int((answers[name]["label"] == answers[name]["predicted"]).sum()), len(answers[name])
-        rows.append((step, right / n, *wilson(right, n)))
-    charts.accuracy(Path("plots/compare/accuracy.png"), rows)
-    print(
-        f"compare: fine-tuning gains {100 * found['gain']:.1f} points ({100 * found['gain_low']:.1f} to "
-        f"{100 * found['gain_high']:.1f}): {found['gained']} gained, {found['lost']} lost, "
+    details = dict(found)
+    line = (
+        f"fine-tuning gains {_points(found)}: {found['gained']} gained, {found['lost']} lost, "
         f"McNemar p {_formatted(found['mcnemar_p'])}"
     )
+    for prefix, name in PROBES.items():
+        if "unavailable" in json_files.read(f"predictions/{name}.json"):  # the model gives no vision features
+            del answers[name]
+            continue
+        against = compare(answers[name], answers["final_eval"])
+        details |= {f"{prefix}_{key}": value for key, value in against.items()}
+        line = _with_probe(line, against) if name == "probe_linear" else line
+    json_files.write("metrics/compare.json", {name: found[name] for name in ("gain", "gain_low", "gain_high")})
+    json_files.write("plots/compare/details.json", details)
+    bars = {name: _bar(name, answers[name]) for name in answers}
+    charts.accuracy(
+        Path("plots/compare/accuracy.png"),
+        [bars[name] for name in STEPS],
+        [bars[name] for name in BASELINES if name in bars],
+    )
+    print(f"compare: {line}")
+
+
+def _with_probe(line: str, against: dict[str, float | int]) -> str:
+    """The line about fine-tuning with what it gains over the linear probe: first, if that is nothing."""
+    test = f"McNemar p {_formatted(against['mcnemar_p'])}"
+    if against["mcnemar_p"] >= _SIGNIFICANT:
+        return (
+            "the fine-tuned model cannot be told apart from a linear probe on frozen vision features: a difference of "
+            f"{_points(against)}, {test}; {line}"
+        )
+    if against["gain"] < 0:
+        lost = {"gain": -against["gain"], "gain_low": -against["gain_high"], "gain_high": -against["gain_low"]}
+        return f"a linear probe on frozen vision features beats the fine-tuned model by {_points(lost)}, {test}; {line}"
+    return f"{line}; {_points(against)} more than a linear probe, {test}"
+
+
+def _points(found: dict[str, float | int]) -> str:
+    gain, low, high = (100 * found[name] for name in ("gain", "gain_low", "gain_high"))
+    return f"{gain:.1f} points ({low:.1f} to {high:.1f})"
+
+
+def _bar(name: str, answers: "pd.DataFrame") -> charts.Bar:
+    right, n = int((answers["label"] == answers["predicted"]).sum()), len(answers)
+    return (BASELINES | STEPS)[name], right / n, *wilson(right, n)
 
 
 def _formatted(p: float) -> str:

@@ -1,4 +1,4 @@
-"""final_eval: the fine-tuned model's answers to the test split, both raw and structured; loads the model once."""
+"""final_eval: the fine-tuned model's answers to the test split, raw and structured, and to validation, structured."""
 
 from vlm import compute
 from vlm.config import load_params, pins
@@ -19,6 +19,8 @@ def main() -> None:
                 "raw.json": "predictions/final_eval_raw.json",
                 "structured.parquet": "predictions/final_eval.parquet",
                 "structured.json": "predictions/final_eval.json",
+                "structured_validation.parquet": "predictions/final_eval_validation.parquet",
+                "structured_validation.json": "predictions/final_eval_validation.json",
                 "runtime.json": "metrics/runtime/final_eval.json",
             },
         )

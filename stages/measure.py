@@ -8,14 +8,28 @@ from vlm.measuring.measure import measure
 
 
 def main(name: str) -> None:
-    values = measure(name, load_params().task, "data/test.parquet")
+    values = measure(name, load_params().task)
     line = (
         f"{name}: {100 * values['accuracy']:.1f} % of {values['samples']} right "
         f"({100 * values['low']:.1f} to {100 * values['high']:.1f})"
     )
     if "valid" in values:
         line += f"; {100 * values['valid']:.1f} % are a label and nothing else"
+    if "thresholds" in values:
+        line += f"; {_confident(values['thresholds'][0])}"
     print(line)
+
+
+def _confident(found: dict[str, float | None]) -> str:
+    """What the lowest target's threshold, chosen on validation, does on test."""
+    if found["threshold"] is None:
+        return f"no p is high enough for {100 * found['target']:.0f} % on validation"
+    if found["accuracy"] is None:
+        return f"no answer has p >= {found['threshold']:g}, which gave {100 * found['target']:.0f} % on validation"
+    return (
+        f"answers with p >= {found['threshold']:g} are {100 * found['accuracy']:.1f} % right "
+        f"({100 * found['low']:.1f} to {100 * found['high']:.1f}) and cover {100 * found['coverage']:.0f} %"
+    )
 
 
 if __name__ == "__main__":

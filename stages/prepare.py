@@ -10,6 +10,7 @@ from vlm.config import Params, load_params, pins
 from vlm.config.errors import reported
 from vlm.data import json_files
 from vlm.sources import preparation
+from vlm.sources.report import write_skipped
 
 
 def main() -> None:
@@ -21,9 +22,10 @@ def main() -> None:
         report = preparation.prepare(params.task, params.prepare, params.seed, Path("data"), emit)
     seconds = time.perf_counter() - started
 
-    json_files.write("metrics/prepare.json", {"rows": report.total, "left_out": len(report.skipped)})
+    metrics = {"rows": report.total, "left_out": len(report.skipped), "test_changed": report.test_changed}
+    json_files.write("metrics/prepare.json", metrics)
     json_files.write("plots/prepare/details.json", report.details())
-    preparation.write_skipped(Path("plots/prepare/skipped.csv"), report)
+    write_skipped(Path("plots/prepare/skipped.csv"), report)
     runtime = {
         "samples": report.total,
         "seconds": round(seconds, 2),

@@ -1,4 +1,4 @@
-"""structured_eval: the base model's answers to the test split, restricted to the task's labels."""
+"""structured_eval: the base model's answers to the test and validation splits, restricted to the task's labels."""
 
 from vlm import compute
 from vlm.config import load_params, pins
@@ -15,6 +15,8 @@ def main() -> None:
             {
                 "structured.parquet": "predictions/structured_eval.parquet",
                 "structured.json": "predictions/structured_eval.json",
+                "structured_validation.parquet": "predictions/structured_eval_validation.parquet",
+                "structured_validation.json": "predictions/structured_eval_validation.json",
                 "runtime.json": "metrics/runtime/structured_eval.json",
             },
         )

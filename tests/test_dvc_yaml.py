@@ -8,10 +8,12 @@ import pytest
 
 from vlm.config.yaml_files import read_yaml
 from vlm.evaluation import Evaluation
+from vlm.probing import FeatureExtraction
+from vlm.robustness import Robustness
 from vlm.training import FineTuning
 
 ROOT = Path(__file__).parents[1]
-STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 # The rooms of vlm, from the top down: imports point down this list only.
 ROOMS = """
     commands report audit measuring compute robustness probing training evaluation models sources data config
@@ -69,7 +71,7 @@ def test_a_stage_depends_on_exactly_the_packages_that_it_imports(stage):
     assert code == expected | {f"stages/{stage}.py"}
 
 
-@pytest.mark.parametrize("job", [Evaluation, FineTuning])
+@pytest.mark.parametrize("job", [Evaluation, FineTuning, FeatureExtraction, Robustness])
 def test_a_jobs_key_depends_on_exactly_the_packages_that_it_imports(job):
     own = [ROOT.joinpath(*job.__module__.split(".")).with_suffix(".py")]
     assert set(job.PACKAGES) == rooms_behind(own)
@@ -87,7 +89,7 @@ def test_imports_point_down_the_list_of_rooms():
     assert not upward
 
 
-@pytest.mark.parametrize("stage", [name for name in STAGES if name != "compare"])
+@pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("check", "compare", "measure_robustness")])
 def test_a_stage_depends_on_the_task_file(stage):
     assert "configs/tasks/${task}.yaml" in STAGES[stage]["deps"]
 

@@ -19,9 +19,10 @@ from vlm.training.checkpoints import last_checkpoint
 
 ROOT = Path(__file__).parents[1]
 STANDINS = ROOT / "tests" / "standins"
-GPU_STAGES = ["baseline_eval", "structured_eval", "finetune", "final_eval"]
+GPU_STAGES = ["baseline_eval", "structured_eval", "finetune", "final_eval", "probe"]
+BASELINES = ["majority", "probe_nearest", "probe_linear"]
 MEASURED = ["baseline_eval", "structured_eval", "final_eval_raw", "final_eval"]
-METRICS = ["prepare", "finetune", *MEASURED, "compare"]
+METRICS = ["prepare", "finetune", *BASELINES, *MEASURED, "compare"]
 MICRO = {
     "train: 1600": "train: 160",
     "validation: 160": "validation: 16",
@@ -140,22 +141,27 @@ def test_every_stage_leaves_its_results_and_says_them_in_a_line(tmp_path_factory
     lines = clone.run("dvc", "repro").splitlines()
     metrics = {name: json.loads((clone.folder / f"metrics/{name}.json").read_text()) for name in METRICS}
     details = {name: json.loads((clone.folder / f"plots/{name}/details.json").read_text()) for name in METRICS}
-    assert metrics["prepare"] == {"rows": 216, "left_out": 0}
-    assert all(set(metrics[name]) == {"accuracy"} for name in MEASURED)
+    assert metrics["prepare"] == {"rows": 216, "left_out": 0, "test_changed": 0}
+    assert all(set(metrics[name]) == {"accuracy"} for name in (*BASELINES, *MEASURED))
     assert {"low", "high", "valid", "lenient_accuracy"} < set(details["final_eval_raw"])
     assert {"low", "high", "macro_f1", "log_loss", "ece"} < set(details["final_eval"])
     assert set(metrics["compare"]) == {"gain", "gain_low", "gain_high"}
     assert 0 <= details["compare"]["mcnemar_p"] <= 1
+    assert 0 <= details["compare"]["over_probe_mcnemar_p"] <= 1
     assert details["structured_eval"]["outlines_agreement"] > 0.5
     for stage in ["prepare", *GPU_STAGES]:
         assert (clone.folder / f"metrics/runtime/{stage}.json").exists()
     assert not list(clone.jobs.glob("*-*/"))  # finished work is not kept twice
     said = {line.partition(":")[0]: line for line in lines}
     assert said["prepare"] == "prepare: 160 train, 16 validation, 40 test; 0 pictures left out"
-    for name in MEASURED:
+    for name in (*BASELINES, *MEASURED):
         assert re.match(rf"{name}: \d+\.\d % of 40 right \(\d+\.\d to \d+\.\d\)", said[name])
     assert re.match(r"finetune: best at step \d+ of 40: \d+\.\d % of 16 validation samples right", said["finetune"])
     assert "McNemar p" in said["compare"]
+    assert "a linear probe" in said["compare"]
+    assert re.match(
+        r"probe: linear probe with C = \S+, nearest neighbours with k = \d+, both chosen on 16 ", said["probe"]
+    )
 
 
 def test_dvc_commands_show_the_results_and_fit_a_screen(clone):
@@ -184,8 +190,9 @@ def test_nothing_to_do_does_nothing(clone):
 def test_turning_the_fine_tuning_runs_what_depends_on_it(clone):
     output = clone.run("dvc", "exp", "run", "-S", "finetune.lora.r=4")
     ran = re.findall(r"Running stage '([\w@]+)'", output)
-    assert ran[:2] == ["finetune", "final_eval"]
-    assert set(ran[2:]) <= {"measure@final_eval_raw", "measure@final_eval", "compare"}
+    assert ran[0] == "finetune"
+    assert {"final_eval", "robustness"} < set(ran)
+    assert not set(ran) & {"prepare", "baseline_eval", "structured_eval", "probe"}
     clone.run("git", "checkout", ".")
     clone.run("dvc", "checkout")
     assert clone.repro() == []
@@ -204,7 +211,7 @@ def test_code_that_measures_or_transports_runs_no_gpu_stage_again(clone, room):
     for file in (clone.folder / "vlm" / room).glob("*.py"):
         file.write_text(file.read_text() + "# another colour\n")
     changed = json.loads(clone.run("dvc", "status", "--json").splitlines()[-1])
-    assert not set(changed) & {"prepare", *GPU_STAGES}
+    assert not set(changed) & {"prepare", *GPU_STAGES, "robustness"}
     assert bool(changed) == (room == "measuring")
     clone.run("git", "checkout", ".")
 
@@ -290,7 +297,7 @@ def test_on_modal_the_results_are_the_same(clone):
         assert runtime["gpu"] == "L4"
         assert runtime["gpu_seconds"] > 0
     seen = json.loads(log.read_text())
-    assert [call["function"] for call in seen["calls"]] == ["conduct", "work"] * 4
+    assert [call["function"] for call in seen["calls"]] == ["conduct", "work"] * len(GPU_STAGES)
     paths = [upload["path"] for upload in seen["uploads"]]
     assert len(paths) == len(set(paths))
     clone.run("git", "checkout", ".")

@@ -11,6 +11,7 @@ from dvc_render.base import Renderer
 from tests.vlm.measuring.test_metrics import table
 from vlm.config.yaml_files import read_yaml
 from vlm.measuring import tables
+from vlm.measuring.answers import Predictions
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / ".dvc" / "plots"
@@ -62,7 +63,8 @@ def rows_of(path):
 
 def test_the_confusion_matrix_has_the_order_of_the_task(tmp_path):
     labels = ["b", "c", "a"]
-    tables.write(tmp_path, table(("a", "b"), ("c", "c"), ("b", None), ("b", "a"), ("c", "a")), labels)
+    frame = table(("a", "b"), ("c", "c"), ("b", None), ("b", "a"), ("c", "a"))
+    tables.write(tmp_path, Predictions("x", frame, labels))
     spec = filled("confusion_matrix", rows_of(tmp_path / "confusion.csv"), x="predicted", y="actual", title="T")
     orders = {}
     for axis in ("x", "y"):
@@ -81,7 +83,7 @@ def test_the_confusion_matrix_has_the_order_of_the_task(tmp_path):
 
 def test_bars_have_the_order_of_the_file(tmp_path):
     labels = ["b", "c", "a"]
-    tables.write(tmp_path, table(("a", "b"), ("c", "c"), ("b", "b")), labels)
+    tables.write(tmp_path, Predictions("x", table(("a", "b"), ("c", "c"), ("b", "b")), labels))
     spec = filled("bars", rows_of(tmp_path / "per_class.csv"), x="f1", y="label", title="T")
     assert [row["label"] for row in spec["data"]["values"]] == labels
     assert spec["spec"]["encoding"]["y"]["sort"] is None  # absent, it would sort by name

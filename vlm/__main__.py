@@ -10,6 +10,9 @@ from vlm.config.errors import reported
 COMMANDS = {
     "plan": ("plan", "what `dvc repro` would run, where, for how long and at what cost; runs nothing"),
     "classify": ("classify", "labels and probabilities for your own pictures"),
+    "learning-curve": ("learning_curve", "accuracy against the number of training rows, from experiments"),
+    "report": ("report", "one page for a browser: every sample, confusion and suspicious label"),
+    "audit": ("audit", "suspicious samples: probable label errors, near duplicates, pictures that show little"),
     "pin": ("pin", "write the commit or hash of a model or data set into its file"),
     "batch-size": ("batch_size", "find the fastest evaluation.batch_size on this device"),
     "merge": ("merge", "write the fine-tuned model's merged weights"),

@@ -82,14 +82,15 @@ def test_the_stage_writes_its_files_and_the_same_ones_again(work):
     again = written(work)
     assert {name for name in files if files[name] != again[name]} <= {"metrics/runtime/prepare.json"}
 
-    assert json.loads(files["metrics/prepare.json"]) == {"rows": 66, "left_out": 0}
+    assert json.loads(files["metrics/prepare.json"]) == {"rows": 66, "left_out": 0, "test_changed": 0}
     metrics = json.loads(files["plots/prepare/details.json"])
     smallest, largest = metrics.pop("smallest_class"), metrics.pop("largest_class")
     assert 0 <= smallest <= 66 / 31 <= largest
     assert metrics == {
         "train_rows": 40, "validation_rows": 6, "test_rows": 20, "left_out": 0, "classes": 31,
         "duplicates_left_out": 0, "conflicts_left_out": 0, "unreadable_left_out": 0, "other_classes_left_out": 0,
-        "blank": 0, "tiny_pictures": 0,
+        "tied_to_another_split_left_out": 0, "excluded": 0, "relabelled": 0, "test_changed": 0, "near_duplicates": 0,
+        "groups": 0, "blank": 0, "tiny_pictures": 0,
     }  # fmt: skip
     runtime = json.loads(files["metrics/runtime/prepare.json"])
     assert list(runtime) == ["samples", "seconds", "samples_per_second"]
@@ -149,3 +150,22 @@ def test_wrong_input_is_one_line_and_exit_code_1(work):
         "error: params.yaml: prepare.train: null means all, but badges have no limit; give a number\n"
     )
     assert not written(work)
+
+
+def test_decisions_are_counted_and_change_the_metrics(work):
+    with_pets(work, "450M")
+    prepare(work)
+    ids, _ = dataset.ids_and_labels(work / "data/test.parquet")
+    (work / "configs/decisions").mkdir(exist_ok=True)
+    (work / "configs/decisions/pets.yaml").write_text(f"exclude: {{{ids[0]}: shows a shoe}}\n")
+    with (work / "configs/tasks/pets.yaml").open("a") as file:
+        file.write("decisions: configs/decisions/pets.yaml\n")
+    result = prepare(work)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (
+        "prepare: 40 train, 6 validation, 19 test; 2 pictures left out (1 unreadable, 1 excluded); decisions changed 1 "
+        "test row, which makes test another benchmark; see plots/prepare/skipped.csv\n"
+    )
+    assert json.loads((work / "metrics/prepare.json").read_text()) == {"rows": 65, "left_out": 2, "test_changed": 1}
+    assert f"{ids[0]},excluded,is excluded: shows a shoe\n" in (work / "plots/prepare/skipped.csv").read_text()
+    assert dataset.ids_and_labels(work / "data/test.parquet")[0] == ids[1:]

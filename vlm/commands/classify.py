@@ -102,12 +102,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, default=3, metavar="N", help="how many labels to show for each picture (default: 3)"
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="answer “none of these” if the most probable label has a probability below P (default: 0); thresholds for "
+        "95 and 99 %% accuracy are in plots/final_eval/details.json",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one line of JSON for each picture; with answer: null for none of these",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise InputError(f"--top: {arguments.top}: should be at least 1")
+    if not 0 <= arguments.min_confidence <= 1:
+        raise InputError(f"--min-confidence: {arguments.min_confidence:g}: should be a probability, from 0 to 1")
     params = load_params()
     chosen = {"model": load_model(arguments.model)} if arguments.model else {}
     chosen |= {"task": load_task(arguments.task)} if arguments.task else {}
@@ -124,10 +138,13 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"error: {found.file}: {found.error}", file=sys.stderr)
             continue
         top = found.labels[: arguments.top]
+        best, confidence = top[0]
+        sure = confidence >= arguments.min_confidence
         if arguments.json:
             labels = [{"label": label, "probability": float(f"{p:.6g}")} for label, p in top]
-            print(json.dumps({"file": str(found.file), "labels": labels}, ensure_ascii=False), flush=True)
+            line = {"file": str(found.file), "answer": best if sure else None, "labels": labels}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
             shown = ", ".join(f"{label} {p:.1%}" for label, p in top)
-            print(f"{found.file}: {shown}", flush=True)
+            print(f"{found.file}: {shown}" if sure else f"{found.file}: none of these ({shown})", flush=True)
     return 1 if failed else 0

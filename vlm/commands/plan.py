@@ -27,7 +27,7 @@ from vlm.config.errors import InputError
 from vlm.config.params import Params, load_params
 from vlm.config.yaml_files import read_yaml
 
-_GPU_STAGES = ("baseline_eval", "structured_eval", "finetune", "final_eval")
+_GPU_STAGES = ("baseline_eval", "structured_eval", "finetune", "final_eval", "probe", "robustness")
 _LOOK_BACK = 50  # commits
 _HEAD = ["stage", "runs", "on", "samples", "time", "dollars", "estimated from"]
 
@@ -59,8 +59,9 @@ def main(arguments: argparse.Namespace) -> None:
     params = load_params()
     rows, seconds, dollars, known = [], 0.0, 0.0, True
     stages = stages_to_run()
+    timed = {*_GPU_STAGES, "prepare"} - (set() if params.robustness.enabled else {"robustness"})
     for stage, reason in stages.items():
-        if reason is None or stage not in (*_GPU_STAGES, "prepare"):
+        if reason is None or stage not in timed:
             # The other stages only measure and take seconds.
             rows.append([stage, reason or "no", *[""] * (len(_HEAD) - 2)])
             continue
@@ -107,12 +108,12 @@ def stages_to_run() -> dict[str, str | None]:
 
 
 def _stages() -> dict[str, dict[str, Any]]:
-    """The stages of dvc.yaml by name, with those of a matrix expanded as in DVC: measure@final_eval."""
+    """The stages of dvc.yaml by name, with those of a foreach expanded as in DVC: measure@final_eval."""
     found = {}
     for name, stage in read_yaml("dvc.yaml")["stages"].items():
-        for value in stage.get("matrix", {}).get("name", [None]):
-            text = json.dumps(stage).replace("${item.name}", value or "")
-            found[f"{name}@{value}" if value else name] = json.loads(text)
+        for key, item in stage.get("foreach", {"": ""}).items():
+            text = json.dumps(stage.get("do", stage)).replace("${key}", key).replace("${item}", item)
+            found[f"{name}@{key}" if key else name] = json.loads(text)
     return found
 
 
@@ -146,7 +147,7 @@ def estimate(
         run
         for run in _history(stage)
         if stage == "prepare" or run.model == params.model.name
-        if run.runtime.get("gpu") == gpu
+        if run.runtime.get("gpu") == gpu and run.runtime.get("samples") != 0  # as of robustness, if it is switched off
     ]
     # Prefer a run of the same task, then the newest run.
     chosen = min(matching, key=lambda run: run.task != params.task.name, default=None)
@@ -249,7 +250,17 @@ def _samples(params: Params, stage: str) -> int | None:
         return sum(rows.values()) if None not in rows.values() else None
     if stage == "finetune":
         return round(params.finetune.epochs * rows["train"]) if rows["train"] else None
-    return rows["test"] and rows["test"] * (2 if stage == "final_eval" else 1)  # final_eval answers each sample twice
+    if stage == "robustness":
+        knobs = params.robustness
+        pictures = 1 + len(knobs.corruptions) * len(knobs.severities)  # of each sample, for each of two models
+        return rows["test"] and 2 * pictures * min(knobs.samples or rows["test"], rows["test"])
+    answered = {
+        "baseline_eval": ["test"],
+        "structured_eval": ["test", "validation"],
+        "final_eval": ["test", "test", "validation"],  # raw, structured, structured
+        "probe": ["train", "validation", "test"],
+    }[stage]
+    return sum(rows[split] for split in answered) if all(rows[split] for split in answered) else None
 
 
 def _clock(seconds: float) -> str:

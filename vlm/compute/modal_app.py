@@ -20,7 +20,7 @@ _DAY = 24 * 3600  # seconds; Modal's maximum for an attempt
 _GRACE = 300  # seconds by which Modal's time limit exceeds the job's own
 _RETRIES = modal.Retries(initial_delay=0.0, max_retries=10)  # for preempted and crashed attempts
 
-app = modal.App("vlm-pipeline")
+app = modal.App("vlm-pipeline", include_source=False)  # which would add files that are not Python; see `image`
 volume = modal.Volume.from_name("vlm-pipeline", create_if_missing=True)
 image = (
     modal.Image.debian_slim(python_version=PYTHON)

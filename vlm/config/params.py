@@ -1,8 +1,8 @@
 """params.yaml and the files of the chosen task and model, as one validated, frozen object."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from vlm.config import gpus
 from vlm.config.errors import InputError
@@ -12,6 +12,8 @@ from vlm.config.yaml_files import Frozen, read_mapping, validate
 
 Compute = Literal["auto", "local", "modal"]
 GradientCheckpointing = Literal["auto", True, False]
+
+T = TypeVar("T")
 
 
 class PrepareParams(Frozen):
@@ -77,6 +79,25 @@ class FinalEvalParams(Frozen):
     adapter: Literal["best", "last"]
 
 
+Corruption = Literal[
+    "contrast", "gaussian_noise", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "spatter"
+]
+
+
+def _each_once(values: list[T]) -> list[T]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"lists {value!r} twice; list everything once")
+    return values
+
+
+class RobustnessParams(Frozen):
+    enabled: bool
+    samples: int | None = Field(gt=0)
+    severities: Annotated[list[Literal[1, 2, 3, 4, 5]], Field(min_length=1), AfterValidator(_each_once)]
+    corruptions: Annotated[list[Corruption], Field(min_length=1), AfterValidator(_each_once)]
+
+
 class ModalParams(Frozen):
     gpu: str | None
     containers: int = Field(gt=0)
@@ -97,6 +118,7 @@ class Params(Frozen):
     structured_eval: StructuredEvalParams
     finetune: FinetuneParams
     final_eval: FinalEvalParams
+    robustness: RobustnessParams
 
 
 def load_params(path: str = "params.yaml") -> Params:

@@ -3,14 +3,18 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vlm.config.errors import InputError
 from vlm.config.folders import in_repository
-from vlm.config.yaml_files import Frozen, named_file, validate
+from vlm.config.yaml_files import Frozen, named_file, read_mapping, validate
+
+_DECISIONS = PurePosixPath("configs", "decisions")  # in dvc.yaml, the stage prepare depends on this folder
 
 
 class Badges(Frozen):
@@ -43,8 +47,9 @@ class Source(Frozen):
     train: str = "train"
     test: str | None = None
     expect: Expected | None = None
-    # A folder of pictures: folder/LABEL/*.jpg, or a metadata file (CSV or JSONL, relative to the folder) that lists
-    # pictures and their labels, in the columns that `columns` names. `python -m vlm pin` writes `sha256`.
+    # A folder of pictures: folder/LABEL/*.jpg; or folder/{train,validation,test}/LABEL/*.jpg; or a metadata file (CSV
+    # or JSONL, relative to the folder) that lists pictures and their labels, in the columns that `columns` names.
+    # `python -m vlm pin` writes `sha256`.
     folder: str | None = None
     metadata: str | None = None
     sha256: str | None = None
@@ -72,10 +77,31 @@ class Source(Frozen):
 class Columns(Frozen):
     image: str = "image"
     label: str | list[str] = "label"  # the values of several columns are joined by spaces
+    # Rows with the same value (one car, one patient, one film) are in the same split. None, or an empty cell: no group.
+    group: str | None = None
 
     @property
     def labels(self) -> list[str]:
         return [self.label] if isinstance(self.label, str) else self.label
+
+
+class Relabelling(Frozen):
+    to: str
+    reason: str
+
+
+class Decisions(Frozen):
+    """What somebody decided about single pictures, by their ids. `prepare` applies it to the splits.
+
+    `exclude` maps a picture to the reason why it is in no split, `relabel` to its new label and the reason for it.
+    """
+
+    exclude: dict[str, str] = Field(default={})
+    relabel: dict[str, Relabelling] = Field(default={})
+
+    def label(self, id_: str, label: str) -> str:
+        """The label of a picture that the data calls `label`."""
+        return self.relabel[id_].to if id_ in self.relabel else label
 
 
 class Prompt(Frozen):
@@ -111,6 +137,10 @@ class Task(Frozen):
     other_classes: Literal["error", "leave_out"] = "error"
     labels: tuple[str, ...] = Field(min_length=1, strict=False)
     aliases: dict[str, list[str]] = Field(default={})
+    # Decisions about single pictures: either here, or in a file in configs/decisions/ that `decisions` names.
+    exclude: dict[str, str] = Field(default={})
+    relabel: dict[str, Relabelling] = Field(default={})
+    decisions: str | None = None
     prompt: Prompt
     flip: bool = False  # whether a mirrored picture keeps its label; not if it shows text
     # Form of the model's answer: {"pred_class": "LABEL"}, or the bare LABEL, which has fewer tokens.
@@ -148,6 +178,24 @@ class Task(Frozen):
                 raise ValueError(f"{key}: {extra[0]!r} is not one of the labels")
         return self
 
+    @model_validator(mode="after")
+    def _sensible_decisions_and_groups(self) -> "Task":
+        if self.columns.group is not None and self.source.hub is None and self.source.metadata is None:
+            raise ValueError("columns.group has no effect without source.hub or source.metadata; remove it")
+        _check_decisions(self.exclude, self.relabel, self.labels)
+        if self.decisions is None:
+            return self
+        if self.exclude or self.relabel:
+            key = "exclude" if self.exclude else "relabel"
+            raise ValueError(f"{key}: is here and decisions names a file; move it to {self.decisions}")
+        path = PurePosixPath(self.decisions)
+        if not path.is_relative_to(_DECISIONS) or ".." in path.parts or path.suffix != ".yaml":
+            raise ValueError(
+                f"decisions: {self.decisions!r} should be a .yaml file in {_DECISIONS}, because the stage prepare "
+                "depends on that folder"
+            )
+        return self
+
     @property
     def _icons(self) -> dict[str, str] | None:
         return self.source.badges.icons if self.source.badges else None
@@ -157,6 +205,8 @@ class Task(Frozen):
         file, doubts = f"configs/tasks/{self.name}.yaml", []
         if "{labels}" not in f"{self.prompt.system or ''}{self.prompt.user}":
             doubts.append(f"{file}: prompt: does not list the labels, so the model has to guess them; add {{labels}}")
+        if len(self.labels) == 1:
+            doubts.append(f"{file}: labels: has one label, so every structured answer is right; add the others")
         folded: dict[str, str] = {}
         for label in self.labels:
             other = folded.setdefault(label.casefold(), label)
@@ -226,6 +276,35 @@ class Task(Frozen):
 def load_task(name: str) -> Task:
     """Reads configs/tasks/<name>.yaml. Raises InputError."""
     return validate(Task, *named_file(name, "tasks"))
+
+
+def load_decisions(task: Task) -> Decisions:
+    """The decisions in the task's file, or in the file that it names. Raises InputError."""
+    if task.decisions is None:
+        return Decisions(exclude=task.exclude, relabel=task.relabel)
+    if not Path(task.decisions).exists():
+        raise InputError(
+            f"configs/tasks/{task.name}.yaml: decisions: there is no file {task.decisions!r}; its path starts at the "
+            "repository, and `dvc exp run --temp` and `--queue` need it in git"
+        )
+    decisions = validate(Decisions, read_mapping(task.decisions), task.decisions)
+    try:
+        _check_decisions(decisions.exclude, decisions.relabel, task.labels)
+    except ValueError as error:
+        raise InputError(f"{task.decisions}: {error}") from None
+    return decisions
+
+
+def _check_decisions(exclude: Mapping[str, str], relabel: Mapping[str, Relabelling], labels: Collection[str]) -> None:
+    """Raises ValueError for a picture that is in both mappings, and for a new label that is not one of the labels."""
+    both = sorted(exclude.keys() & relabel.keys())
+    if both:
+        raise ValueError(f"relabel: {both[0]!r} is in exclude, too; remove one of the two")
+    for id_, decision in relabel.items():
+        if decision.to not in labels:
+            raise ValueError(
+                f"relabel.{id_}.to: {decision.to!r} is not one of the task's labels; correct it, or add it to labels"
+            )
 
 
 def _plain(text: str) -> str:

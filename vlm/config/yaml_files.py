@@ -95,6 +95,8 @@ def _describe_first(error: ValidationError, kind: type[Frozen]) -> str:
 def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     """The keys of the block at `location`."""
     for part in location:
+        if part not in kind.model_fields:
+            continue  # a key of a mapping whose values are blocks
         annotation = kind.model_fields[part].annotation
         kind = next(choice for choice in (annotation, *get_args(annotation)) if hasattr(choice, "model_fields"))
     return [field.alias or key for key, field in kind.model_fields.items() if key != "name"]

@@ -41,7 +41,12 @@ def read(name: str) -> "pd.DataFrame":
 
     path = Path("predictions", f"{name}.parquet")
     if not path.exists():
-        raise InputError(
-            f"{path}: no such file; `dvc repro {name.removesuffix('_raw')}` writes it, `dvc pull` fetches it"
-        )
+        raise InputError(f"{path}: no such file; `dvc repro {stage(name)}` writes it, `dvc pull` fetches it")
     return pd.read_parquet(path)
+
+
+def stage(name: str) -> str:
+    """The stage of dvc.yaml that writes predictions/<name>.parquet."""
+    if name == "majority" or name.startswith("probe_"):
+        return "probe"
+    return name.removesuffix("_raw").removesuffix("_validation")

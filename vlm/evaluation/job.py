@@ -21,19 +21,22 @@ VALIDATION = "data/validation.parquet"
 
 Engine = Literal["posterior", "outlines"]
 
-# Records of finished batches in a job's folder: raw and structured answers, answers on validation, Outlines' answers
+# Records of finished batches in a job's folder: raw and structured answers, structured answers to validation, and those
+# of Outlines. All but the last become results of the same name.
 _RAW, _STRUCTURED = "raw.jsonl", "structured.jsonl"
-_CALIBRATION, _OUTLINES = "calibration.jsonl", "outlines.jsonl"
+_VALIDATION, _OUTLINES = "structured_validation.jsonl", "outlines.jsonl"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Asks `task`'s question about every sample of `data`: with free answers (raw), restricted to the labels, or both.
 
-    Writes raw.parquet or structured.parquet or both (see vlm/data/predictions.py), each with a .json file of what the
-    predictions do not contain: image_tokens (mean per sample); outlines_agreement, the fraction of the first
-    `outlines_samples` samples for which Outlines' greedy answer is the most probable label; temperature, fitted on the
-    split `calibrate_on`. The last two need the engine posterior. Also writes runtime.json.
+    Writes raw.parquet or structured.parquet or both (see vlm/data/predictions.py), and structured_validation.parquet,
+    structured answers to the split `validation`, on which confidence can be calibrated and thresholds chosen. Each has
+    a .json file of what the predictions do not contain: image_tokens (mean per sample); outlines_agreement, the
+    fraction of the first `outlines_samples` samples for which Outlines' greedy answer is the most probable label; and
+    with `calibrate` temperature, fitted on `validation`. The last two need the engine posterior. Also writes
+    runtime.json.
     """
 
     task: Task
@@ -45,12 +48,16 @@ class Evaluation:
     raw_batch_size: int | None = None  # None: batch_size
     engine: Engine | None = None  # for structured answers; None: no structured answers
     outlines_samples: int = 0
-    calibrate_on: str | None = None
+    validation: str | None = None  # None: no answers to validation
+    calibrate: bool = False
     adapter: str | None = None
 
     DATA_PARALLEL: ClassVar = False
     # The files that a stage takes from the job's folder; the rest is intermediate.
-    RESULTS: ClassVar = ("raw.parquet", "raw.json", "structured.parquet", "structured.json", "runtime.json")
+    RESULTS: ClassVar = (
+        *("raw.parquet", "raw.json", "structured.parquet", "structured.json"),
+        *("structured_validation.parquet", "structured_validation.json", "runtime.json"),
+    )
     # The packages of vlm whose code determines the result.
     PACKAGES: ClassVar = ("evaluation", "models", "data", "config")
 
@@ -58,7 +65,10 @@ class Evaluation:
     def of(
         cls, params: Params, raw: bool = False, structured: bool = False, adapter: str | None = None
     ) -> "Evaluation":
-        """The job for the test split, with the settings of evaluation and structured_eval in params.yaml."""
+        """The job for the test split, with the settings of evaluation and structured_eval in params.yaml.
+
+        Structured answers are also those to the validation split.
+        """
         knobs = params.structured_eval
         posterior = structured and knobs.engine == "posterior"
         return cls(
@@ -71,14 +81,15 @@ class Evaluation:
             raw_batch_size=params.evaluation.raw_batch_size if raw else None,
             engine=knobs.engine if structured else None,
             outlines_samples=knobs.outlines_samples if posterior else 0,
-            calibrate_on=VALIDATION if posterior and knobs.calibrate else None,
+            validation=VALIDATION if structured else None,
+            calibrate=posterior and knobs.calibrate,
             adapter=adapter,
         )
 
     @property
     def inputs(self) -> list[str]:
         """The files and folders that the job reads."""
-        return [self.data, *(path for path in (self.calibrate_on, self.adapter) if path)]
+        return [self.data, *(path for path in (self.validation, self.adapter) if path)]
 
     def run(self, directory: Path, emit: Emit) -> None:
         """Runs the job, or resumes an earlier run in `directory`: finished batches are not repeated."""
@@ -116,18 +127,19 @@ class Evaluation:
                     )
                 )
             run(_RAW, self.data, decoding.raw(model, processor, self.raw_tokens))
-        if self.engine == "outlines":
-            run(_STRUCTURED, self.data, decoding.outlines(model, processor, self.task))
-        if self.engine == "posterior":
-            posterior = Posterior(model, processor, self.task)
-            decode, equal = decoding.most_probable(posterior, self.task), posterior.wants_equal_lengths
+        if self.engine:
+            if self.engine == "posterior":
+                posterior = Posterior(model, processor, self.task)
+                decode, equal = decoding.most_probable(posterior, self.task), posterior.wants_equal_lengths
+            else:
+                decode, equal = decoding.outlines(model, processor, self.task), False
             run(_STRUCTURED, self.data, decode, equal_lengths=equal)
-            if self.calibrate_on:
-                run(_CALIBRATION, self.calibrate_on, decode, equal_lengths=equal)
-            if self.outlines_samples:
-                rows = range(min(self.outlines_samples, total))
-                run(_OUTLINES, self.data, decoding.outlines(model, processor, self.task), rows=rows)
-        measured = {name: timings[name] for name in (_RAW, _STRUCTURED) if name in timings}
+            if self.validation:
+                run(_VALIDATION, self.validation, decode, equal_lengths=equal)
+        if self.outlines_samples:
+            rows = range(min(self.outlines_samples, total))
+            run(_OUTLINES, self.data, decoding.outlines(model, processor, self.task), rows=rows)
+        measured = {name: timing for name, timing in timings.items() if name != _OUTLINES}
         samples, seconds = (sum(values) for values in zip(*measured.values(), strict=True))
         of_each = {f"{name.removesuffix('.jsonl')}_seconds": round(s, 2) for name, (_, s) in measured.items()}
         runtime.write(
@@ -136,16 +148,17 @@ class Evaluation:
 
     def merge(self, shards: Sequence[Path], directory: Path) -> None:
         """Merges the records that `answer` left in the folders of all shards, and writes the results to `directory`."""
+        raw, structured = self.data if self.raw_tokens else None, self.data if self.engine else None
         split_batches = 0
-        for name in (_RAW, _STRUCTURED):
-            if not (self.raw_tokens if name == _RAW else self.engine):
+        for name, data in ((_RAW, raw), (_STRUCTURED, structured), (_VALIDATION, self.validation)):
+            if data is None:
                 continue
             record = Record(*(shard / name for shard in shards))
             split_batches += record.split_batches
             kind = name.removesuffix(".jsonl")
             texts, probabilities = record.texts(), record.probabilities()
-            predictions.write(directory / f"{kind}.parquet", self.task, self.data, texts, probabilities)
-            values = {"image_tokens": record.image_tokens / record.samples}
+            predictions.write(directory / f"{kind}.parquet", self.task, data, texts, probabilities)
+            values = {"image_tokens": record.image_tokens / record.samples} if record.samples else {}
             if name == _STRUCTURED:
                 values |= self._agreement(texts, shards) | self._temperature(shards)
             json_files.write(directory / f"{kind}.json", values)
@@ -161,16 +174,16 @@ class Evaluation:
         return {"outlines_agreement": sum(same) / len(same)}
 
     def _temperature(self, shards: Sequence[Path]) -> dict[str, float]:
-        if not self.calibrate_on:
+        if not (self.calibrate and self.validation):
             return {}
-        _, labels = dataset.ids_and_labels(self.calibrate_on)
+        _, labels = dataset.ids_and_labels(self.validation)
         truth = [self.task.labels.index(label) for label in labels]
-        record = Record(*(shard / _CALIBRATION for shard in shards))
-        return {"temperature": temperature.fit(record.probabilities(), truth)}
+        record = Record(*(shard / _VALIDATION for shard in shards))
+        return {"temperature": temperature.fit(record.probabilities(), truth)} if truth else {}
 
     def _unit(self, name: str) -> str:
         """What the progress bar counts; final_eval's two passes over the test split have different names."""
         both = self.raw_tokens and self.engine
-        names = {_CALIBRATION: "validation image", _OUTLINES: "image by Outlines"}
+        names = {_VALIDATION: "validation image", _OUTLINES: "image by Outlines"}
         names |= {_RAW: "raw answer", _STRUCTURED: "structured answer"} if both else {}
         return names.get(name, "image")

@@ -8,6 +8,7 @@ from vlm.config.task import Task
 from vlm.evaluation import batching
 from vlm.evaluation.feed import computed
 from vlm.evaluation.record import Record
+from vlm.models import loading
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,7 @@ class BatchRunner:
     ) -> None:
         self._model = model
         self._processor = processor
-        # Some models' configurations use the older name.
-        self._image_token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
+        self._image_token = loading.image_token(model)
         self._task = task
         self._emit = emit
         self._shard = shard

@@ -1,69 +1,60 @@
-"""Computes metrics from predictions. All samples count: an answer that is not a label is a wrong answer.
-
-`predictions` is always a table as vlm/data/predictions.py describes it.
-"""
+"""Computes metrics from predictions. All samples count: an answer that is not a label is a wrong answer."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlm.config.errors import InputError
 from vlm.evaluation import temperature
 from vlm.evaluation.intervals import wilson
+from vlm.measuring.answers import Predictions
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
     from vlm.config.task import Task
 
 
-def of(predictions: "pd.DataFrame", task: "Task", fitted: float | None = None) -> dict[str, float | int]:
+def of(predictions: Predictions, task: "Task", fitted: float | None = None) -> dict[str, float | int]:
     """All metrics that apply to the predictions: those of probabilities if there are any, else those of raw answers.
 
-    `fitted` is the temperature from the validation split; None leaves out the calibrated metrics. Raises
-    ValueError if there are no predictions, or if they contain a label that is not one of the task's.
+    `fitted` is the temperature from the validation split; None leaves out the calibrated metrics. Raises InputError if
+    there are no answers.
     """
-    values = classification(predictions, task.labels)
-    if has_probabilities(predictions):
+    if predictions.frame.empty:
+        raise InputError(f"predictions/{predictions.name}.parquet: has no answers; is {predictions.data} empty?")
+    values = classification(predictions)
+    if predictions.has_probabilities:
         del values["valid"]  # always 1
-        values |= posterior(predictions, task.labels)
+        values |= posterior(predictions)
     else:
         values |= lenient(predictions, task)
     if fitted is not None:
-        values |= calibrated(predictions, fitted, task.labels)
+        values |= calibrated(predictions, fitted)
     return values
 
 
-def classification(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, float | int]:
+def classification(predictions: Predictions) -> dict[str, float | int]:
     """Number of samples, accuracy and its 95 % Wilson interval (low, high), valid, balanced accuracy and macro F1.
 
     `valid` is the fraction of answers that are a label. Balanced accuracy and macro F1 are means over the labels that
-    occur as the truth. Raises ValueError if there are no predictions, or if they contain a label not in `labels`.
+    occur as the truth.
     """
-    from sklearn.metrics import f1_score, recall_score
-
-    truth, predicted, present = truth_and_answers(predictions, labels)
-    n, right = len(truth), sum(map(str.__eq__, truth, predicted))
+    frame, of_class = predictions.frame, predictions.per_class()
+    n, right = len(frame), int(frame["right"].sum())
     low, high = wilson(right, n)
-    averaged = {"labels": present, "average": "macro", "zero_division": 0.0}
     return {
         "samples": n,
         "accuracy": right / n,
         "low": low,
         "high": high,
-        "valid": sum(map(bool, predicted)) / n,
-        "balanced_accuracy": float(recall_score(truth, predicted, **averaged)),
-        "macro_f1": float(f1_score(truth, predicted, **averaged)),
+        "valid": float(frame["predicted"].notna().mean()),
+        "balanced_accuracy": float(of_class["recall"].mean()),
+        "macro_f1": float(of_class["f1"].mean()),
     }
 
 
-def has_probabilities(predictions: "pd.DataFrame") -> bool:
-    """Whether every answer comes with probabilities, as those of structured evaluation do."""
-    return bool(predictions["probabilities"].notna().all())
-
-
-def posterior(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, float]:
-    """How good the probabilities over the labels are; {} for predictions without probabilities.
+def posterior(predictions: Predictions) -> dict[str, float]:
+    """How good the probabilities over the labels are.
 
     - top_3_accuracy: how often the truth is among the three most probable labels.
     - log_loss: mean negative log-likelihood of the truth, in nats.
@@ -75,10 +66,9 @@ def posterior(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, f
     import numpy as np
     from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 
-    if not has_probabilities(predictions):
-        return {}
-    probabilities = np.stack(predictions["probabilities"].to_list())
-    truth = [labels.index(label) for label in predictions["label"]]
+    frame, labels = predictions.frame, predictions.labels
+    probabilities = np.stack(frame["probabilities"].to_list())
+    truth = [labels.index(label) for label in frame["label"]]
     every = np.arange(len(labels))
     if len(labels) == 1:
         values = {"top_3_accuracy": 1.0, "log_loss": 0.0, "brier_score": 0.0}
@@ -87,7 +77,7 @@ def posterior(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, f
         values = sure or {"top_3_accuracy": float(top_k_accuracy_score(truth, probabilities, k=3, labels=every))}
         values["log_loss"] = float(log_loss(truth, probabilities, labels=every))
         values["brier_score"] = float(brier_score_loss(truth, probabilities, labels=every, scale_by_half=False))
-    confidence, right = confidence_and_hits(predictions)
+    confidence, right = frame["confidence"].to_numpy(), frame["right"].to_numpy()
     bins = reliability(confidence, right)
     values["ece"] = float(sum(n * abs(p - accuracy) for n, p, accuracy in bins) / len(right))
     most_confident_first = np.argsort(-confidence, kind="stable")
@@ -97,22 +87,15 @@ def posterior(predictions: "pd.DataFrame", labels: Sequence[str]) -> dict[str, f
     return values
 
 
-def calibrated(predictions: "pd.DataFrame", fitted: float, labels: Sequence[str]) -> dict[str, float]:
+def calibrated(predictions: Predictions, fitted: float) -> dict[str, float]:
     """calibrated_log_loss, calibrated_brier_score and calibrated_ece: `posterior` after temperature scaling.
 
     `fitted` is the temperature (vlm/evaluation/temperature.py).
     """
-    scaled = temperature.apply(predictions["probabilities"], fitted)
-    after = posterior(predictions.assign(probabilities=list(scaled)), labels)
+    scaled = temperature.apply(predictions.frame["probabilities"], fitted)
+    frame = predictions.frame.assign(probabilities=list(scaled))
+    after = posterior(Predictions(predictions.name, frame, predictions.labels))
     return {f"calibrated_{name}": after[name] for name in ("log_loss", "brier_score", "ece")}
-
-
-def confidence_and_hits(predictions: "pd.DataFrame") -> "tuple[np.ndarray, np.ndarray]":
-    """Two arrays of shape (samples,): the probability of the most probable label, and whether the answer is right."""
-    import numpy as np
-
-    confidence = np.array([max(probabilities) for probabilities in predictions["probabilities"]])
-    return confidence, (predictions["label"] == predictions["predicted"]).to_numpy(bool)
 
 
 def reliability(confidence: "np.ndarray", right: "np.ndarray", bins: int = 15) -> list[tuple[int, float, float]]:
@@ -124,26 +107,10 @@ def reliability(confidence: "np.ndarray", right: "np.ndarray", bins: int = 15) -
     return [(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
 
 
-def lenient(predictions: "pd.DataFrame", task: "Task") -> dict[str, float]:
+def lenient(predictions: Predictions, task: "Task") -> dict[str, float]:
     """lenient_accuracy: also accepts a longer text that contains exactly one label (Task.parse_leniently)."""
-    right = 0
-    for label, text, predicted in predictions[["label", "text", "predicted"]].itertuples(index=False):
+    frame, right = predictions.frame, 0
+    for label, text, predicted in frame[["label", "text", "predicted"]].itertuples(index=False):
         answer = predicted if isinstance(predicted, str) else task.parse_leniently(text)
         right += answer == label
-    return {"lenient_accuracy": right / len(predictions)}
-
-
-def truth_and_answers(predictions: "pd.DataFrame", labels: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The true label and the answer of every sample, and the labels that occur as the truth, in the order of `labels`.
-
-    An answer that is not a label is "": a false negative for the true label and a false positive for no label. Raises
-    ValueError if there are no predictions, or if they contain a label that is not in `labels`.
-    """
-    if predictions.empty:
-        raise ValueError("there are no predictions to measure")
-    truth, predicted = list(predictions["label"]), [p if isinstance(p, str) else "" for p in predictions["predicted"]]
-    unknown = sorted({*truth, *predicted} - {*labels, ""})
-    if unknown:
-        raise ValueError(f"the predictions contain the label {unknown[0]!r}, which is not one of the task's")
-    occurring = set(truth)
-    return truth, predicted, [label for label in labels if label in occurring]
+    return {"lenient_accuracy": right / len(frame)}

@@ -1,16 +1,20 @@
 """Contact sheets: PNGs of a split's samples and of the samples that a model got wrong."""
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from vlm.measuring.pictures import DARK, DPI, RED, put_text, rasterised, save
+from vlm.config.errors import InputError
+from vlm.measuring.pictures import DARK, DPI, GREY, RED, put_text, rasterised, save
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
+
+    from vlm.measuring.answers import Predictions
 
 T = TypeVar("T")
 
@@ -42,7 +46,7 @@ def samples(path: str | Path, data: str | Path, labels: Sequence[str], count: in
     chosen = [(shown[i], of_label[shown[i]][nth]) for i, nth in sorted((i, nth) for nth, i in rounds[:count])]
     files = _read_pictures(data, {id_ for _, id_ in chosen})
     title = f"{Path(data).stem}: {len(chosen):,} of {len(table):,} samples, {len(shown)} of {len(labels)} labels"
-    _draw_sheet(path, title, [_Tile(files[id_], ((label, DARK),)) for label, id_ in chosen])
+    save(_draw_sheet(title, [_Tile(files[id_], ((label, DARK),)) for label, id_ in chosen]), path)
 
 
 @dataclass(frozen=True)
@@ -53,26 +57,42 @@ class _Tile:
     lines: tuple[tuple[str, str], ...]
 
 
-def mistakes(path: Path, predictions: "pd.DataFrame", labels: Sequence[str], data: str | Path) -> None:
-    """Writes a contact sheet of up to 48 wrong answers: picture, true label and answer, in the order of `labels`."""
-    place = {label: number for number, label in enumerate(labels)}
-    wrong = predictions[predictions["label"] != predictions["predicted"]].assign(
-        place=lambda table: table["label"].map(place)
-    )
-    wrong = wrong.sort_values(["place", "id"])
-    chosen = _spread(list(wrong[["id", "label", "predicted", "text"]].itertuples(index=False)), _MISTAKES)
-    files = _read_pictures(data, {row.id for row in chosen})
-
-    def said(row: Any) -> str:
-        if isinstance(row.predicted, str):
-            return f"said: {row.predicted}"
-        return f"“{row.text}”" if row.text.strip() else "(nothing)"
-
-    tiles = [_Tile(files[row.id], ((f"true: {row.label}", DARK), (said(row), RED))) for row in chosen]
-    title = f"{path.parent.name}: {len(wrong):,} of {len(predictions):,} samples wrong"
+def mistakes(path: Path, predictions: "Predictions") -> None:
+    """Writes a contact sheet of up to 48 wrong answers, in the order of the labels."""
+    place = {label: number for number, label in enumerate(predictions.labels)}
+    wrong = predictions.mistakes().assign(place=lambda rows: rows["label"].map(place)).sort_values(["place", "id"])
+    chosen = wrong.iloc[_spread(range(len(wrong)), _MISTAKES)]
+    title = f"{predictions.name}: {len(wrong):,} of {len(predictions.frame):,} samples wrong"
     if 0 < len(chosen) < len(wrong):
         title += f", {len(chosen)} shown"
-    _draw_sheet(path, title, tiles)
+    save(answers(title, chosen, predictions), path)
+
+
+def answers(title: str, rows: "pd.DataFrame", predictions: "Predictions") -> "Image.Image":
+    """Draws a contact sheet of samples with their labels, the answers, and the answers' probabilities if there are any.
+
+    `rows` are rows of `predictions.frame`. Raises InputError if the split that was answered lacks one of the samples.
+    """
+    with predictions.open_data() as data:
+        files = _read_pictures(data, rows["id"])
+    missing = [id_ for id_ in rows["id"] if id_ not in files]
+    if missing:
+        raise InputError(
+            f"{predictions.data}: has no sample {missing[0]!r}, which was answered; `dvc repro` makes both anew"
+        )
+
+    def lines(row: Any) -> tuple[tuple[str, str], ...]:
+        said = (
+            f"said: {row.predicted}"
+            if isinstance(row.predicted, str)
+            else f"“{row.text}”"
+            if row.text.strip()
+            else "(nothing)"
+        )
+        confidence = [] if math.isnan(row.confidence) else [(f"p = {row.confidence:.2g}", GREY)]
+        return (f"true: {row.label}", DARK), (said, GREY if row.right else RED), *confidence
+
+    return _draw_sheet(title, [_Tile(files[row.id], lines(row)) for row in rows.itertuples(index=False)])
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
@@ -82,7 +102,7 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def _read_pictures(data: str | Path, ids: Iterable[str]) -> dict[str, bytes]:
+def _read_pictures(data: str | Path | BinaryIO, ids: Iterable[str]) -> dict[str, bytes]:
     """{id: picture file} of the samples `ids`. Keeps only these in memory, besides a few row groups while reading."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -96,8 +116,8 @@ def _read_pictures(data: str | Path, ids: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
-def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
-    """Draws the tiles in rows of eight below a title and writes the PNG."""
+def _draw_sheet(title: str, tiles: Sequence[_Tile]) -> "Image.Image":
+    """Draws the tiles in rows of eight below a title; returns an image with a palette of 256 colours."""
     import numpy as np
     from matplotlib.figure import Figure
     from PIL import Image
@@ -122,7 +142,7 @@ def _draw_sheet(path: str | Path, title: str, tiles: Sequence[_Tile]) -> None:
     colours = np.reshape(palette.getpalette(), (-1, 3))
     colours[colours.min(axis=1) > 245] = 255
     palette.putpalette(colours.ravel().tolist())
-    save(drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG), path)
+    return drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _fitted(picture: bytes) -> "Image.Image":

@@ -1,33 +1,31 @@
 """The CSV files that `dvc plots` draws. Equal predictions give equal files, byte for byte."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.measuring import metrics
+from vlm.measuring.answers import NO_LABEL, Predictions
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-NO_LABEL = "(no label)"
 _TOP = 15  # pairs in top_confusions.csv
 
 
-def write(directory: Path, predictions: "pd.DataFrame", labels: Sequence[str]) -> None:
+def write(directory: Path, predictions: Predictions) -> None:
     """Writes confusion.csv, top_confusions.csv, per_class.csv, reliability.csv and risk_coverage.csv into `directory`.
 
-    `labels` are the task's; wherever labels are listed they are in this order. A file with nothing to show has only its
-    header: confusion.csv if no answer is a label, top_confusions.csv if no answer is a wrong label, and the last two if
-    the answers have no probabilities.
-    Raises ValueError if there are no predictions, or if they contain a label that is not in `labels`.
+    Wherever labels are listed they are in the task's order. A file with nothing to show has only its header:
+    confusion.csv if no answer is a label, top_confusions.csv if no answer is a wrong label, and the last two if the
+    answers have no probabilities.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    truth, answers, present = metrics.truth_and_answers(predictions, labels)
-    _to_csv(_confusion(truth, answers, labels), directory / "confusion.csv")
-    _to_csv(_top_confusions(truth, answers, labels), directory / "top_confusions.csv")
-    _to_csv(_per_class(truth, answers, present), directory / "per_class.csv")
+    matrix = predictions.confusion()
+    _to_csv(_confusion(matrix, predictions.labels), directory / "confusion.csv")
+    _to_csv(_top_confusions(matrix), directory / "top_confusions.csv")
+    _to_csv(predictions.per_class().round(6).reset_index(), directory / "per_class.csv")
     _write_confidence(directory, predictions)
 
 
@@ -39,52 +37,50 @@ def class_distribution(path: Path, counts: Mapping[str, Mapping[str, int]]) -> N
     _to_csv(pd.DataFrame(rows, columns=["label", "count", "split"]), path)
 
 
-def _write_confidence(directory: Path, predictions: "pd.DataFrame") -> None:
+def _write_confidence(directory: Path, predictions: Predictions) -> None:
     import pandas as pd
 
     bins = pd.DataFrame(columns=["samples", "confidence", "accuracy"])
     curve = pd.DataFrame(columns=["coverage", "risk"])
-    if metrics.has_probabilities(predictions):
-        confidence, right = metrics.confidence_and_hits(predictions)
+    if predictions.has_probabilities:
+        confidence, right = (predictions.frame[column].to_numpy() for column in ("confidence", "right"))
         bins = pd.DataFrame(metrics.reliability(confidence, right), columns=bins.columns).round(6)
         curve = _risk_coverage(confidence, right)
     _to_csv(bins, directory / "reliability.csv")
     _to_csv(curve, directory / "risk_coverage.csv")
 
 
-def _confusion(truth: list[str], answers: list[str], labels: Sequence[str]) -> "pd.DataFrame":
-    """One row per cell of the confusion matrix that is not zero, and one per cell of its diagonal even if it is.
+def _confusion(matrix: "pd.DataFrame", labels: tuple[str, ...]) -> "pd.DataFrame":
+    """One row per cell of Predictions.confusion that is not zero, and one per cell of its diagonal even if it is.
 
-    The matrix is square over the labels that occur as truth or answer, plus a column for answers that are no label.
-    `row` and `column` are a label's place in `labels`: the templates of `dvc plots` cannot see the task's order.
-    If no answer is a label, there are no rows: the matrix would be a single column that says no more than `valid`.
+    `row` and `column` are a label's place in `labels`: the templates of `dvc plots` cannot see the task's order. If no
+    answer is a label, there are no rows: the matrix would be a single column that says no more than `valid`.
     """
     import pandas as pd
 
-    cells = Counter(zip(truth, (answer or NO_LABEL for answer in answers), strict=True)) if any(answers) else {}
-    occurring = {label for pair in cells for label in pair} - {NO_LABEL}
-    cells = {(label, label): 0 for label in occurring} | cells
     place = {label: number for number, label in enumerate([*labels, NO_LABEL])}
-    rows = sorted((place[actual], place[answer], actual, answer, count) for (actual, answer), count in cells.items())
-    table = pd.DataFrame(rows, columns=["row", "column", "actual", "predicted", "samples"])
-    return table[["actual", "predicted", "samples", "row", "column"]]
+    answered = matrix.drop(columns=NO_LABEL, errors="ignore").to_numpy().any()
+    rows = [
+        (actual, answer, count, place[actual], place[answer])
+        for (actual, answer), count in matrix.stack().items()
+        if answered and (count or actual == answer)
+    ]
+    return pd.DataFrame(rows, columns=["actual", "predicted", "samples", "row", "column"])
 
 
-def _top_confusions(truth: list[str], answers: list[str], labels: Sequence[str]) -> "pd.DataFrame":
+def _top_confusions(matrix: "pd.DataFrame") -> "pd.DataFrame":
     """The 15 most frequent pairs of a label and a wrong label; `rate` is the fraction of the label's samples.
 
-    Equally frequent pairs are in the order of `labels`. Answers that are no label are left out: they confuse nothing,
+    Equally frequent pairs are in the order of the labels. Answers that are no label are left out: they confuse nothing,
     and the metric `valid` counts them.
     """
     import pandas as pd
 
-    samples = Counter(truth)
-    pairs = Counter(
-        (actual, answer) for actual, answer in zip(truth, answers, strict=True) if answer not in ("", actual)
-    )
-    place = {label: number for number, label in enumerate(labels)}
-    top = sorted(pairs, key=lambda pair: (-pairs[pair], place[pair[0]], place[pair[1]]))[:_TOP]
-    rows = [(" → ".join(pair), pairs[pair], round(pairs[pair] / samples[pair[0]], 6)) for pair in top]
+    samples = matrix.sum(axis=1)
+    pairs = matrix.drop(columns=NO_LABEL, errors="ignore").stack()
+    pairs = pairs[(pairs > 0) & (pairs.index.get_level_values(0) != pairs.index.get_level_values(1))]
+    top = pairs.sort_values(ascending=False, kind="stable").head(_TOP)
+    rows = [(f"{actual} → {answer}", n, round(n / samples[actual], 6)) for (actual, answer), n in top.items()]
     return pd.DataFrame(rows, columns=["confusion", "count", "rate"])
 
 
@@ -96,16 +92,6 @@ def _risk_coverage(confidence: "np.ndarray", right: "np.ndarray") -> "pd.DataFra
     errors = np.cumsum(~right[np.argsort(-confidence, kind="stable")])
     kept = np.unique(np.ceil(len(right) * np.linspace(0.01, 1, 100)).astype(int))
     return pd.DataFrame({"coverage": kept / len(right), "risk": errors[kept - 1] / kept}).round(6)
-
-
-def _per_class(truth: list[str], answers: list[str], present: list[str]) -> "pd.DataFrame":
-    """F1, precision, recall and number of samples of each label in `present`, those that occur as the truth."""
-    import pandas as pd
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, support = precision_recall_fscore_support(truth, answers, labels=present, zero_division=0.0)
-    columns = {"label": present, "f1": f1, "precision": precision, "recall": recall, "support": support.astype(int)}
-    return pd.DataFrame(columns).round(6)
 
 
 def _to_csv(table: "pd.DataFrame", path: str | Path) -> None:

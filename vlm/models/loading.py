@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+# What a processor returns for the text; all else that it returns is for the pictures.
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _WEIGHTS = "model*.safetensors"
 
 
@@ -209,6 +211,16 @@ def to_device(inputs: "Mapping[str, torch.Tensor]", model: "PreTrainedModel") ->
         else value.to(model.device, model.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
         for name, value in inputs.items()
     }
+
+
+def picture_inputs(inputs: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The part of a model's inputs that its `get_image_features` takes."""
+    return {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
+
+
+def image_token(model: "PreTrainedModel") -> int:
+    """The id of the token that stands for a part of a picture in a prompt; some configurations use the older name."""
+    return getattr(model.config, "image_token_id", None) or model.config.image_token_index
 
 
 def hub_revision(config: ModelConfig) -> str | None:

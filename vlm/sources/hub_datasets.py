@@ -21,6 +21,8 @@ from vlm.sources.pictures import Unreadable
 from vlm.sources.pool import Pool, make_pool
 
 _BATCH = 64  # rows of a Hub data set in memory at once
+# The parquet files of a split: the name, and the class and group of each row (None: the cell is empty).
+_Index = list[tuple[str, list[str | None], list[str | None]]]
 
 
 def hub_pools(task: Task) -> dict[str, Pool]:
@@ -39,7 +41,7 @@ def count_rows(task: Task, commit: str) -> dict[str, int]:
     """Rows of a Hub task's source splits, by their key in the task's file ("train", "test")."""
     splits = {"train": task.source.train, "test": task.source.test}
     return {
-        key: sum(len(names) for _, names in _index(task, commit, key, split))
+        key: sum(len(names) for _, names, _ in _index(task, commit, key, split))
         for key, split in splits.items()
         if split is not None
     }
@@ -58,11 +60,11 @@ def _compare_with_expected(task: Task, found: dict[str, int]) -> None:
             )
 
 
-def _hub_pool(task: Task, commit: str, split: str, index: list[tuple[str, list[Any]]]) -> Pool:
+def _hub_pool(task: Task, commit: str, split: str, index: _Index) -> Pool:
     """The rows of a split's parquet files. `index` is from `_index`; ids are `SPLIT-ROW`."""
     key = f"configs/tasks/{task.name}.yaml: source.hub"
-    ends = list(accumulate(len(names) for _, names in index))
-    shards = [range(end - len(names), end) for end, (_, names) in zip(ends, index, strict=True)]
+    ends = list(accumulate(len(names) for _, names, _ in index))
+    shards = [range(end - len(names), end) for end, (_, names, _) in zip(ends, index, strict=True)]
     ids = [f"{split}-{row:06d}" for row in range(ends[-1])]
 
     def readers(shard: int) -> Iterator[Callable[[], bytes]]:
@@ -72,21 +74,23 @@ def _hub_pool(task: Task, commit: str, split: str, index: list[tuple[str, list[A
             for value in batch.column(0).to_pylist():
                 yield partial(_picture_bytes, value)
 
-    return make_pool(task, ids, [name for _, names in index for name in names], shards, readers)
+    classes = [name for _, names, _ in index for name in names]
+    groups = [group for _, _, of_file in index for group in of_file] if task.columns.group is not None else None
+    return make_pool(task, ids, classes, shards, readers, groups)
 
 
-def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, list[Any]]]:
-    """A split's parquet files, each with the names of its rows' classes. Kept in the user's cache directory.
+def _index(task: Task, commit: str, key: str, split: str) -> _Index:
+    """A split's parquet files, each with the names of its rows' classes and groups. Kept in the user's cache directory.
 
-    Downloads only the label columns of the files.
+    Downloads only the columns of labels and groups.
     """
-    source, columns = task.source, [task.columns.image, *task.columns.labels]
-    asked = json.dumps([source.hub, commit, split, columns])
+    source = task.source
+    asked = json.dumps([source.hub, commit, split, task.columns.model_dump()])
     kept = (
         platformdirs.user_cache_path("vlm-pipeline") / "datasets" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
     )
     if kept.exists():
-        return [(name, names) for name, names in json.loads(kept.read_text(encoding="utf-8"))]
+        return [tuple(entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]
     file = f"configs/tasks/{task.name}.yaml"
     card = _card(hub.download(source.hub, commit, ["README.md"], "dataset", f"{file}: source.hub") / "README.md")
     patterns = _patterns(card, split)
@@ -102,8 +106,8 @@ def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, lis
         )
     index = []
     for name in names:
-        read = partial(_class_of_each_row, task, split, card)
-        index.append((name, hub.read_part(source.hub, commit, name, "dataset", f"{file}: source.hub", read)))
+        read = partial(_class_and_group_of_each_row, task, split, card)
+        index.append((name, *hub.read_part(source.hub, commit, name, "dataset", f"{file}: source.hub", read)))
     kept.parent.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(index), encoding="utf-8")
@@ -111,20 +115,24 @@ def _index(task: Task, commit: str, key: str, split: str) -> list[tuple[str, lis
     return index
 
 
-def _class_of_each_row(task: Task, split: str, card: dict, shard: Any) -> list[Any]:
-    """The class of each row of a parquet file: its name, or its number as text, or None for an empty cell.
+def _class_and_group_of_each_row(
+    task: Task, split: str, card: dict, shard: Any
+) -> tuple[list[str | None], list[str | None]]:
+    """The class and the group of each row of a parquet file; None for an empty cell.
 
-    Raises InputError if a column is missing.
+    A class is its name, or its number as text. Without a column of groups, the second list is empty. Raises InputError
+    if a column is missing.
     """
     file = pq.ParquetFile(shard)
-    for key, columns in (("image", [task.columns.image]), ("label", task.columns.labels)):
+    groups = [task.columns.group] if task.columns.group is not None else []
+    for key, columns in (("image", [task.columns.image]), ("label", task.columns.labels), ("group", groups)):
         for column in columns:
             if column not in file.schema_arrow.names:
                 raise InputError(
                     f"configs/tasks/{task.name}.yaml: columns.{key}: {column!r} is no column of {task.source.hub!r} "
                     f"({split}); it has {', '.join(file.schema_arrow.names)}"
                 )
-    table = file.read(columns=task.columns.labels)
+    table = file.read(columns=list(dict.fromkeys([*task.columns.labels, *groups])))
     parts = []
     for column in task.columns.labels:
         class_names = _class_names(file.schema_arrow.metadata, card, column)
@@ -133,7 +141,9 @@ def _class_of_each_row(task: Task, split: str, card: dict, shard: Any) -> list[A
             is_class = class_names and isinstance(value, int) and 0 <= value < len(class_names)
             values.append(class_names[value] if is_class else None if value is None else str(value))
         parts.append(values)
-    return [None if None in values else " ".join(values) for values in zip(*parts, strict=True)]
+    classes = [None if None in values else " ".join(values) for values in zip(*parts, strict=True)]
+    cells = [value for column in groups for value in table.column(column).to_pylist()]
+    return classes, [None if cell in (None, "") else str(cell) for cell in cells]
 
 
 def _picture_bytes(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Reads picture files of any format as upright RGB pictures, and computes the two digests that identify copies."""
+"""Reads picture files of any format as upright RGB pictures, and computes the digests that identify copies."""
 
 import hashlib
 import io
@@ -12,6 +12,8 @@ _ORIENTATION = 0x0112  # the Exif tag; 1 is upright, 2 to 8 are turned or mirror
 _WHITE = (255, 255, 255, 255)
 _TINY = 8  # pixels; a picture with a shorter side than this shows nothing that can be classified
 _BLANK = 8  # of 255: a picture is blank if no channel varies by more (JPEG turns a single colour into a few)
+_HASH_SIZE = 16  # a perceptual hash has 16 x 16 bits
+_HASHED = 4 * _HASH_SIZE  # pixels, height and width at which it is computed; smaller pictures all look alike to it
 
 # Formats that Pillow registers but that are no pictures (video, measurements, vector graphics).
 _NO_PICTURES = {"BUFR", "EMF", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -35,14 +37,17 @@ class Inspection:
     store_as_is: bool  # already an upright 8-bit RGB JPEG or PNG
     blank: bool = False  # all pixels (nearly) equal
     tiny: bool = False  # a side of under 8 pixels
+    perceptual_hash: bytes | None = None  # 256 bits; None if it was not asked for, or says nothing about the picture
 
 
-def inspect(data: bytes) -> Inspection:
-    """Decodes a picture file. Raises Unreadable."""
+def inspect(data: bytes, perceptual: bool = False) -> Inspection:
+    """Decodes a picture file, and computes its perceptual hash if asked to. Raises Unreadable."""
     image, as_is = _decode(data)
     pixels = hashlib.sha256(f"{image.width} x {image.height}".encode())
     pixels.update(image.tobytes())
-    return Inspection(hashlib.sha256(data).digest(), pixels.digest(), as_is, _is_blank(image), min(image.size) < _TINY)
+    blank, shorter = _is_blank(image), min(image.size)
+    hashed = _perceptual_hash(image) if perceptual and not blank and shorter >= _HASHED else None
+    return Inspection(hashlib.sha256(data).digest(), pixels.digest(), as_is, blank, shorter < _TINY, hashed)
 
 
 def upright(data: bytes) -> Image.Image:
@@ -127,6 +132,13 @@ def _is_plain(image: Image.Image, data: bytes) -> bool:
 def _is_blank(image: Image.Image) -> bool:
     sample = image.resize((16, 16), Image.Resampling.NEAREST)  # is enough for nearly every picture that is not blank
     return all(high - low <= _BLANK for part in (sample, image) for low, high in part.getextrema())
+
+
+def _perceptual_hash(image: Image.Image) -> bytes:
+    """The signs of the picture's 16 x 16 lowest frequencies relative to their median (imagehash.phash), 32 bytes."""
+    import imagehash
+
+    return np.packbits(imagehash.phash(image, hash_size=_HASH_SIZE).hash).tobytes()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -25,6 +25,7 @@ class Pool:
     # Fetches the shard if it is not on this machine. Can be called more than once.
     readers: Callable[[int], Iterator[Callable[[], bytes]]]
     others: tuple[Skipped, ...] = ()  # the pictures without a label
+    groups: list[str | None] | None = None  # each picture's group, if the task names a column for it
 
     @property
     def labelled(self) -> int:
@@ -38,6 +39,7 @@ def make_pool(
     names: Sequence[Any],
     shards: list[range],
     readers: Callable[[int], Iterator[Callable[[], bytes]]],
+    groups: list[str | None] | None = None,
 ) -> Pool:
     """A pool of pictures whose classes the data calls `names`; None stands for no class at all.
 
@@ -52,7 +54,7 @@ def make_pool(
         for id_, name in zip(ids, names, strict=True)
         if name not in labels
     )
-    return Pool(ids, [labels.get(name) for name in names], shards, readers, others)
+    return Pool(ids, [labels.get(name) for name in names], shards, readers, others, groups)
 
 
 def require_all_labels(task: Task, found: set[str | None], others: Sequence[Skipped] = ()) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # Pictures that go through the tower together. A constant, because which ones do affects the last digits of a result.
 _AT_ONCE = 16
 _TOWER = "vision_tower"  # its attribute name in LFM2-VL and most other models
-_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 class Plan:
@@ -104,7 +103,7 @@ class Features:
         batch = {}
         for name in rows[0]:
             parts = [row[name] for row in rows]
-            if name in _OF_TEXT:
+            if name in loading.TEXT_INPUTS:
                 value = self._padding if name == "input_ids" else 0
                 parts = [torch.nn.functional.pad(part, (length - part.shape[1], 0), value=value) for part in parts]
             batch[name] = torch.cat(parts)
@@ -234,8 +233,7 @@ def _project(loaded: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") ->
     """The pictures' features as the language model receives them."""
     import torch
 
-    features = loaded.get_image_features(**{k: v for k, v in inputs.items() if k not in _OF_TEXT}).pooler_output
-    return torch.cat(list(features))
+    return torch.cat(list(loaded.get_image_features(**loading.picture_inputs(inputs)).pooler_output))
 
 
 def _replaceable(

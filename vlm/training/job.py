@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,7 +77,7 @@ class FineTuning:
         trainer, processor, modules, done_before = self._train_in_memory(directory, state.num_processes, emit)
         state.wait_for_everyone()
         if state.is_main_process:
-            self._write_results(directory, trainer, processor, modules)
+            self._write_results(directory, trainer, processor, modules, emit)
             samples = (trainer.state.global_step - done_before) * self.finetune.batch_size
             runtime.write(directory / "runtime.json", runtime.measured(samples, time.perf_counter() - started))
 
@@ -200,9 +201,9 @@ class FineTuning:
         """Adds LoRA layers to the model; returns TRL's trainer, ready to train. See vlm.training.trainer.build."""
         from vlm.evaluation import batching
         from vlm.training import trainer as trl
-        from vlm.training.validation import validate, validation_rows
+        from vlm.training.validation import CollapseWarning, validate, validation_rows
 
-        params = self.finetune
+        params, warn = self.finetune, CollapseWarning(self.task, emit)
         at_once = micro_batch or params.micro_batch or params.batch_size
         made = trl.build(self, model, processor, directory, emit, self._pattern(model), at_once, kept)
         load = kept[self.validation] if kept else batching.Loader(self.validation, processor, self.task)
@@ -211,15 +212,23 @@ class FineTuning:
             rows = validation_rows(self.validation, params.eval_samples, self.seed)
             # Of the size of a step's batch, and not of a micro-batch, which depends on the device.
             batch_size, state = params.batch_size, trl.processes()
-            return validate(made.model, processor, self.task, self.validation, rows, load, batch_size, state, emit)
+            check = partial(warn, made.state.global_step)
+            return validate(
+                made.model, processor, self.task, self.validation, rows, load, batch_size, state, emit, check
+            )
 
         made.validate = validation_pass
         return made
 
     def _write_results(
-        self, directory: Path, trainer: Any, processor: "ProcessorMixin", modules: dict[str, "torch.nn.Linear"]
+        self,
+        directory: Path,
+        trainer: Any,
+        processor: "ProcessorMixin",
+        modules: dict[str, "torch.nn.Linear"],
+        emit: Emit,
     ) -> None:
-        from vlm.training.validation import validation_rows
+        from vlm.training.validation import no_better_than_constant, validation_rows
 
         state = trainer.state
         passes = checkpoints.validation_passes(state)
@@ -231,13 +240,17 @@ class FineTuning:
         checkpoints.write_csv(
             directory / "checkpoints.csv", [{name: row[name] for name in checkpoints.COLUMNS} for row in passes]
         )
+        rows = validation_rows(self.validation, self.finetune.eval_samples, self.seed)
+        warning = no_better_than_constant(self.validation, rows, best["accuracy"])
+        if warning:
+            emit(Log(warning))
         values = {
             "steps": state.global_step,
             "best_step": state.best_global_step,
             "train_loss": passes[-1]["train_loss"],
             "eval_loss": best["eval_loss"],
             "val_accuracy": best["accuracy"],
-            "val_samples": len(validation_rows(self.validation, self.finetune.eval_samples, self.seed)),
+            "val_samples": len(rows),
             "val_low": best["low"],
             "val_high": best["high"],
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),

@@ -1,9 +1,10 @@
 """A validation pass: the posterior's accuracy and log loss on a part of the validation split."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vlm.config.events import Emit
+from vlm.config.events import Emit, Log
 from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching
@@ -11,11 +12,64 @@ from vlm.evaluation.intervals import wilson
 from vlm.evaluation.posterior import Posterior
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import PartialState
     from peft import PeftModel
     from transformers import ProcessorMixin
 
     from vlm.training.features import Features
+
+_MOST = 0.9  # of the answers, or of the truth
+_FEW = 4  # answers have collapsed if most of them are among a quarter of the labels that most of the truth is among
+
+
+class CollapseWarning:
+    """Warns at the first validation pass at which nearly all answers are a few labels, and again if that recurs."""
+
+    def __init__(self, task: Task, emit: Emit) -> None:
+        self._labels = task.labels
+        self._emit = emit
+        self._collapsed = False
+
+    def __call__(self, step: int, answers: "np.ndarray", truth: "np.ndarray") -> None:
+        """`answers` and `truth` are indices of the task's labels, one for each sample of the pass after `step`."""
+        found, true = Counter(answers.tolist()), Counter(truth.tolist())
+        few, many = _most_common(found), _most_common(true)
+        before, self._collapsed = self._collapsed, len(few) < len(many) and len(few) <= max(1, len(many) // _FEW)
+        if self._collapsed and not before:
+            names = [repr(self._labels[label]) for label in few]
+            listed = f"one of {len(names)} labels ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+            listed = names[0] if len(names) == 1 else listed
+            self._emit(
+                Log(
+                    f"warning: validation pass at step {step}: {sum(found[label] for label in few)} of {len(answers)} "
+                    f"answers are {listed}; the truth has {sum(true[label] for label in few)}. If it stays so, try a "
+                    "lower finetune.learning_rate"
+                )
+            )
+
+
+def _most_common(counts: Counter[int]) -> list[int]:
+    """The fewest labels that make up _MOST of the counts, the most common first."""
+    chosen, covered = [], 0
+    for label, count in counts.most_common():
+        if covered >= _MOST * counts.total():
+            break
+        chosen.append(label)
+        covered += count
+    return chosen
+
+
+def no_better_than_constant(data: str, rows: Sequence[int], accuracy: float) -> str | None:
+    """A warning if `accuracy` on `rows` of a split is not above that of always giving their most common label."""
+    _, labels = dataset.ids_and_labels(data)
+    (label, count), *_ = Counter(labels[row] for row in rows).most_common(1)
+    if accuracy > count / len(rows):
+        return None
+    return (
+        f"warning: the best checkpoint is right for {accuracy * len(rows):.0f} of {len(rows)} validation samples, and "
+        f"always answering {label!r} for {count}: it has not learned to tell the labels apart"
+    )
 
 
 def validation_rows(data: str, count: int, seed: int) -> list[int]:
@@ -41,11 +95,13 @@ def validate(
     batch_size: int,
     processes: "PartialState",
     emit: Emit,
+    check: "Callable[[np.ndarray, np.ndarray], None]" = lambda answers, truth: None,
 ) -> dict[str, float]:
     """Returns `accuracy`, its 95 % Wilson interval (`low`, `high`) and `log_loss` (nats) on `rows` of `data`.
 
     `load` returns the model's inputs for rows. A batch that does not fit into memory is split. With n processes, each
-    answers every n-th batch; all of them return the whole result.
+    answers every n-th batch; all of them return the whole result. `check` gets the answers and the truth, as indices of
+    the task's labels.
     """
     import numpy as np
     import torch
@@ -69,7 +125,9 @@ def validate(
         torch.distributed.all_reduce(found)
     model.train(training)
     probabilities = found.cpu().numpy()
-    right = int((probabilities.argmax(1) == truth).sum())
+    answers = probabilities.argmax(1)
+    check(answers, truth)
+    right = int((answers == truth).sum())
     low, high = wilson(right, len(rows))
     of_truth = np.maximum(probabilities[np.arange(len(rows)), truth], np.finfo(np.float64).tiny)
     return {

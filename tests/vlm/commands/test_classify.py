@@ -1,3 +1,4 @@
+import argparse
 import json
 import shutil
 import subprocess
@@ -95,6 +96,36 @@ def test_the_command_reports_unreadable_files_and_continues(photos):
     assert done.stdout.startswith(f"{photos}/a.jpg: ")
     assert done.stdout.count("%") == 3
     assert done.stderr == ""
+
+
+@pytest.fixture
+def printed(at_root, capsys):
+    """Runs the command in this process and returns what it prints."""
+
+    def run(*arguments):
+        parser = argparse.ArgumentParser()
+        classify.add_arguments(parser)
+        classify.main(parser.parse_args([*map(str, arguments)]))
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_below_the_minimum_confidence_the_answer_is_none_of_these(photos, printed):
+    best = json.loads(printed(photos / "a.jpg", "--json"))["labels"][0]
+    label, probability = best["label"], best["probability"]
+    for minimum, sure in ((probability - 0.001, True), (probability + 0.001, False)):
+        line = json.loads(printed(photos / "a.jpg", "--json", "--min-confidence", minimum))
+        assert (line["answer"], line["labels"][0]) == (label if sure else None, best)
+        shown = f"{label} {probability:.1%}"
+        text = printed(photos / "a.jpg", "--top", 1, "--min-confidence", minimum)
+        assert text == f"{photos}/a.jpg: {shown if sure else f'none of these ({shown})'}\n"
+
+
+@pytest.mark.parametrize("minimum", ["-0.1", "1.5", "nan", "95"])
+def test_a_minimum_confidence_is_a_probability(minimum, printed):
+    with pytest.raises(InputError, match=rf"\A--min-confidence: {minimum}: should be a probability, from 0 to 1\Z"):
+        printed("x.jpg", f"--min-confidence={minimum}")
 
 
 def test_every_unreadable_picture_in_a_folder_is_reported(tmp_path, monkeypatch, at_root):

@@ -67,7 +67,7 @@ def edit(folder, file, old, new):
 
 def test_a_plan_for_this_machine_uses_times_of_local_runs(checkout):
     table = plan(checkout)
-    assert list(table)[:5] == STAGES
+    assert list(table)[:6] == ["check", *STAGES]
     assert table["measure@final_eval"][:2] == ["yes", ""]
     for stage in STAGES:
         runs, on, _, time, dollars, source = table[stage]
@@ -88,6 +88,16 @@ def test_the_time_of_an_earlier_run_is_scaled_by_the_number_of_samples(checkout)
         assert plan(checkout)["prepare"][2:4] == ["2360", "0:00:20"]
     finally:
         file.write_text(before)
+
+
+def test_robustness_takes_time_only_if_it_is_switched_on(checkout):
+    assert plan(checkout)["robustness"] == ["yes", "", "", "", "", ""]
+    edit(checkout, "params.yaml", "enabled: false", "enabled: true")
+    try:
+        # Two models, 200 samples, each as it is and under 7 corruptions at 3 severities; never run before
+        assert plan(checkout)["robustness"][:4] == ["yes", "this machine", "8800", "?"]
+    finally:
+        edit(checkout, "params.yaml", "enabled: true", "enabled: false")
 
 
 def test_a_run_in_progress_is_named(checkout):
@@ -155,8 +165,8 @@ def test_the_memory_of_gpus_here_is_that_of_the_visible_ones(prepared, tmp_path)
 
 def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu(checkout):
     edit(checkout, "dvc.lock", "model: tiny", "model: 450M")
-    for name, containers in {"structured_eval": 1, "final_eval": 2}.items():
-        runtime = {"samples": 300, "seconds": 100.0, "gpu": "L4", "gpu_seconds": containers * 130.0}
+    for name, (samples, containers) in {"structured_eval": (380, 1), "final_eval": (340, 2)}.items():
+        runtime = {"samples": samples, "seconds": 100.0, "gpu": "L4", "gpu_seconds": containers * 130.0}
         runtime |= {"containers": containers}
         (checkout / f"metrics/runtime/{name}.json").write_text(json.dumps(runtime))
     run(checkout, "git", "commit", "-qam", "a run on Modal")
@@ -166,9 +176,9 @@ def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu
     edit(checkout, "params.yaml", "compute: auto ", "compute: modal ")
     table = plan(checkout)
     assert table["prepare"][1] == "this machine"
-    # 600 samples instead of 300, and 30 s to start; final_eval ran in two containers, each for 100 s
-    assert table["structured_eval"] == ["yes", "Modal, L4", "600", "0:03:50", "0.06", commit]
-    assert table["final_eval"] == ["yes", "Modal, L4", "1200", "0:13:50", "0.22", commit]
+    # 760 samples instead of 380, and 30 s to start; final_eval ran in two containers, each for 100 s
+    assert table["structured_eval"] == ["yes", "Modal, L4", "760", "0:03:50", "0.06", commit]
+    assert table["final_eval"] == ["yes", "Modal, L4", "1360", "0:13:50", "0.22", commit]
     assert table["finetune"][3:] == ["?", "?", "no earlier run of 450M on L4"]
     edit(checkout, "params.yaml", "containers: 1 ", "containers: 4 ")
     table = plan(checkout)

@@ -22,6 +22,7 @@ from vlm import compute
 from vlm.config import pins
 from vlm.config.errors import reported
 from vlm.evaluation.job import Evaluation
+from vlm.probing.job import FeatureExtraction
 from vlm.training.job import FineTuning
 from vlm.config.params import ModalParams, load_params
 
@@ -32,6 +33,8 @@ def main():
     modal = ModalParams(**(params.modal.model_dump() | json.loads(values)))
     if kind == "finetune":
         job = FineTuning(params.task, params.model, params.image, params.finetune, 5, "data/train.parquet", "data/validation.parquet")
+    elif kind == "features":
+        job = FeatureExtraction(params.task, params.model, params.image)
     else:
         job = Evaluation.of(params, raw=kind == "raw", structured=kind == "structured")
     with compute.run(job, where, modal, live=f"{out}-live" if kind == "finetune" else None) as result:

@@ -297,7 +297,14 @@ def test_an_incomplete_last_line_of_a_record_is_ignored():
 
 def test_a_request_reproduces_its_job(task, tiny, image_params, finetune_params):
     evaluation = Evaluation(
-        task, tiny, image_params, 8, "data/test.parquet", engine="posterior", calibrate_on="data/v.parquet"
+        task,
+        tiny,
+        image_params,
+        8,
+        "data/test.parquet",
+        engine="posterior",
+        validation="data/v.parquet",
+        calibrate=True,
     )
     training = FineTuning(task, tiny, image_params, finetune_params, 5, "data/train.parquet", "data/validation.parquet")
     for job in (evaluation, training):
@@ -308,7 +315,11 @@ def test_a_request_reproduces_its_job(task, tiny, image_params, finetune_params)
 def test_merging_two_shards_equals_a_run_without_shards(task, tiny, image_params, make_split, tmp_path):
     data, validation = make_split("test", 22), make_split("train", 6)
     job = Evaluation(
-        task, tiny, image_params, 4, data, 8, engine="posterior", outlines_samples=6, calibrate_on=validation
+        *(task, tiny, image_params, 4, data, 8),
+        engine="posterior",
+        outlines_samples=6,
+        validation=validation,
+        calibrate=True,
     )  # also with raw answers
     whole, merged = tmp_path / "whole", tmp_path / "merged"
     parts = [tmp_path / "part0", tmp_path / "part1"]
@@ -323,7 +334,7 @@ def test_merging_two_shards_equals_a_run_without_shards(task, tiny, image_params
         assert {e.total for e in events if isinstance(e, Progress) and e.unit == "structured answer"} == {22}
     assert done == [12, 10]  # six batches of four at most
     job.merge(parts, merged)
-    for name in ("raw.parquet", "raw.json", "structured.parquet", "structured.json"):
+    for name in set(job.RESULTS) - {"runtime.json"}:
         assert (merged / name).read_bytes() == (whole / name).read_bytes()
 
 

@@ -130,3 +130,12 @@ def test_weights_are_downloaded_from_the_hub_once_with_the_callers_token(here, t
         assert here.results("second") == here.results("first")
     finally:
         (here.folder / "params.yaml").write_text(text)
+
+
+@pytest.mark.slow
+def test_features_are_the_same_on_modal_and_in_several_containers(here):
+    here.run("features", "local", "local-features")
+    for containers in (1, 2):
+        here.run("features", "modal", f"features-{containers}", containers=containers)
+        assert here.output == "imported:\n"
+        assert here.results(f"features-{containers}") == here.results("local-features")

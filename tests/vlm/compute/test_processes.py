@@ -53,7 +53,8 @@ def test_an_input_error_in_a_process_is_raised_here(job, tmp_path):
 
 @pytest.fixture
 def evaluation(task, tiny, image_params, make_split):
-    return Evaluation(task, tiny, image_params, 4, make_split("test", 14), raw_tokens=4, engine="posterior")
+    test, validation = make_split("test", 14), make_split("train", 6)
+    return Evaluation(task, tiny, image_params, 4, test, raw_tokens=4, engine="posterior", validation=validation)
 
 
 @pytest.mark.slow
@@ -63,18 +64,22 @@ def test_two_processes_answer_like_one(evaluation, tmp_path):
     evaluation.run(tmp_path / "one", lambda event: None)
     events = []
     processes.answer(evaluation, tmp_path / "two", events.append, ["0", "1"])
-    for name in ("raw.parquet", "structured.parquet", "raw.json", "structured.json"):
+    for name in set(evaluation.RESULTS) - {"runtime.json"}:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    for unit in ("raw answer", "structured answer"):
+    for unit, samples in (("raw answer", 14), ("structured answer", 14), ("validation image", 6)):
         done = [event.done for event in events if isinstance(event, Progress) and event.unit == unit]
         assert done == sorted(done)
-        assert done[-1] == 14
+        assert done[-1] == samples
     records = {file: file.read_bytes() for file in (tmp_path / "two").glob("* processes/*/*.jsonl")}
-    assert len(records) == 4
+    assert len(records) == 6
     made = [file.stat().st_mtime_ns for file in records]
     events.clear()
     processes.answer(evaluation, tmp_path / "two", events.append, ["0", "1"])  # the records have all answers
-    assert [event.done for event in events if isinstance(event, Progress)][-1] == 14
+    assert {event.unit: event.done for event in events if isinstance(event, Progress)} == {
+        "raw answer": 14,
+        "structured answer": 14,
+        "validation image": 6,
+    }
     assert {file: file.read_bytes() for file in records} == records
     assert [file.stat().st_mtime_ns for file in records] == made
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import platformdirs
+import pyarrow.parquet as pq
 import pytest
 
 from vlm.data import dataset
@@ -132,10 +133,11 @@ def test_a_pinned_data_set_causes_no_warning_and_broken_connections_are_retried(
         (("revision: null", "revision: v9"), [], "source.hub: 'Paulescu/stanford_cars' has no revision 'v9'"),
         (("test: test", "test: tset"), [], "source.test: 'Paulescu/stanford_cars' has no parquet files of a split 'tset'; its splits are train, test"),
         (("label: maker", "label: makr"), [], "columns.label: 'makr' is no column of 'Paulescu/stanford_cars' (train); it has image, maker, model, year"),
+        (("label: maker", "label: maker, group: car"), [], "columns.group: 'car' is no column of 'Paulescu/stanford_cars' (train); it has image,"),
         (("smart]", "Smart]"), [], "labels: 'smart', the label of"),
         (("label: maker", "label: maker"), ["--require-token", "x", "--gated", "Paulescu/stanford_cars"], "source.hub: 'Paulescu/stanford_cars' is gated: accept its terms"),
     ],
-    ids=["repository", "revision", "split", "column", "label", "gated"],
+    ids=["repository", "revision", "split", "column", "group", "label", "gated"],
 )  # fmt: skip
 def test_wrong_input_is_reported_in_one_line(work, tree, change, options, message):
     file = work / "configs/tasks/car_maker.yaml"
@@ -144,6 +146,22 @@ def test_wrong_input_is_reported_in_one_line(work, tree, change, options, messag
     assert result.returncode == 1
     assert f"error: configs/tasks/car_maker.yaml: {message}" in result.stderr.splitlines()[-1]
     assert not (work / "data").exists() or not data(work)
+
+
+def test_rows_of_one_group_are_in_one_split(work, tree):
+    file = work / "configs/tasks/car_maker.yaml"
+    text = file.read_text().replace("label: maker}", "label: maker, group: model}").replace("test: test", "test: null")
+    file.write_text(text)
+    result = run(work, ["run.py", "car_maker", "dict(train=None, validation=8, test=24)"], tree)
+    assert result.returncode == 0, result.stderr
+    shards = sorted((work / "hf").rglob("train-*.parquet"))
+    models = [model for shard in shards for model in pq.read_table(shard, columns=["model"])["model"].to_pylist()]
+    splits_of: dict[str, set[str]] = {}
+    for split in ("train", "validation", "test"):
+        for id_ in dataset.ids_and_labels(work / "data" / f"{split}.parquet")[0]:
+            splits_of.setdefault(models[int(id_.removeprefix("train-"))], set()).add(split)
+    assert len(models) == 120 > len(splits_of)
+    assert all(len(splits) == 1 for splits in splits_of.values())
 
 
 def downloaded(work: Path) -> list[str]:

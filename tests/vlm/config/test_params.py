@@ -36,6 +36,7 @@ finetune:
   track_with: [dvclive]
   lora: {modules: language, r: 8, alpha: 16, dropout: 0.05, rslora: false, dora: false, bias: none}
 final_eval: {adapter: best}
+robustness: {enabled: false, samples: 200, severities: [1, 5], corruptions: [contrast]}
 """
 MODEL = """\
 id: org/small
@@ -130,6 +131,11 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("epochs: 2", "epochs: .inf", "params.yaml: finetune.epochs: inf should be a finite number"),
         ("max_tokens: null", "max_tokens: 100000000", "params.yaml: image.max_tokens: 100000000 should be less than or equal to 32768"),
         ("{language: 1.0, projector: 1.0, vision: 1.0}", "{language: 0, projector: 0, vision: 0}", "params.yaml: finetune.lr_scale: 0 for every part trains nothing"),
+        ("severities: [1, 5]", "severities: [1, 6]", "params.yaml: robustness.severities.1: 6 should be 1, 2, 3, 4 or 5"),
+        ("severities: [1, 5]", "severities: []", "params.yaml: robustness.severities: [] should have at least one entry"),
+        ("severities: [1, 5]", "severities: 3", "params.yaml: robustness.severities: 3 should be a list"),
+        ("corruptions: [contrast]", "corruptions: [fog]", "params.yaml: robustness.corruptions.0: 'fog' should be 'contrast', 'gaussian_noise',"),
+        ("[contrast]", "[contrast, contrast]", "params.yaml: robustness.corruptions: ['contrast', 'contrast'] lists 'contrast' twice; list everything once"),
         ("gpu: null", "gpu: RTX4090", "params.yaml: modal.gpu: 'RTX4090' should be one of L4, H100 (see configs/gpus.yaml)"),
         ("timeout: 24", "timeout: 99", "params.yaml: modal.timeout: 99 should be less than or equal to 24"),
         ("model: small", "model: large", "params.yaml: model: 'large' has no file configs/models/large.yaml; the available names are small"),

@@ -165,6 +165,28 @@ def test_a_label_of_punctuation_is_never_found_by_the_lenient_parser():
         ({"classes": {"0": "Aston"}}, "classes: the label 'BMW' is missing; every label needs an entry"),
         ({"classes": {label: label for label in (*LABELS, "Audi")}}, "classes: 'Audi' is not one of the labels"),
         (
+            {"columns": {"group": "car"}, "source": {"folder": "cars"}},
+            "columns.group has no effect without source.hub or",
+        ),
+        (
+            {"relabel": {"1": {"to": "Audi", "reason": "?"}}},
+            "relabel.1.to: 'Audi' is not one of the task's labels; correct it, or add it to labels",
+        ),
+        (
+            {"exclude": {"1": "?"}, "relabel": {"1": {"to": "BMW", "reason": "?"}}},
+            "relabel: '1' is in exclude, too; remove one of the two",
+        ),
+        (
+            {"exclude": {"1": "?"}, "decisions": "configs/decisions/makers.yaml"},
+            "exclude: is here and decisions names a file; move it to configs/decisions/makers.yaml",
+        ),
+        (
+            {"decisions": "makers.yaml"},
+            "decisions: 'makers.yaml' should be a .yaml file in configs/decisions, because the stage prepare depends on that",
+        ),
+        ({"decisions": "configs/decisions/../makers.yaml"}, "should be a .yaml file in configs/decisions"),
+        ({"decisions": "configs/decisions/makers.yml"}, "should be a .yaml file in configs/decisions"),
+        (
             {"source": {"badges": {"severity": 0.5, "icons": {"BMW": "bmw"}}}},
             "source.badges.icons: the label 'Aston' is missing",
         ),
@@ -199,3 +221,10 @@ def test_a_task_is_immutable():
 
 def test_the_answer_is_valid_json():
     assert json.loads(task().answer("BMW")) == {"pred_class": "BMW"}
+
+
+def test_a_single_label_is_doubtful():
+    assert task(labels=["BMW"], aliases={}).doubts() == [
+        "configs/tasks/makers.yaml: labels: has one label, so every structured answer is right; add the others"
+    ]
+    assert task().doubts() == []

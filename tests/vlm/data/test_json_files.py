@@ -17,10 +17,19 @@ def test_write(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": 1}, [1], None, np.float32(1)])
-def test_write_refuses_what_is_not_flat_and_finite(tmp_path, value):
+def test_lists_and_mappings_are_rounded_too(tmp_path):
+    json_files.write(tmp_path / "x.json", {"thresholds": [{"target": 0.95, "threshold": None, "low": 2 / 3}]})
+    assert json_files.read(tmp_path / "x.json") == {
+        "thresholds": [{"target": 0.95, "threshold": None, "low": 0.666667}]
+    }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32(1), {1, 2}])
+@pytest.mark.parametrize("nested", [False, True])
+def test_write_refuses_what_is_not_json(tmp_path, value, nested):
     path = tmp_path / "x.json"
     path.write_text("as it was")
-    with pytest.raises(ValueError, match=r"x\.json: accuracy: .* is not a finite number or text"):
-        json_files.write(path, {"samples": 1, "accuracy": value})
+    place = r"accuracy\.0\.low" if nested else "accuracy"
+    with pytest.raises(ValueError, match=rf"x\.json: {place}: .* is not a finite number, text or null"):
+        json_files.write(path, {"samples": 1, "accuracy": [{"low": value}] if nested else value})
     assert path.read_text() == "as it was"

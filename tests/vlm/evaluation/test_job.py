@@ -135,14 +135,37 @@ def test_outlines_also_answers_the_first_samples(job, task, tmp_path):
     assert "outlines_agreement" not in json.loads((tmp_path / "c" / "structured.json").read_text())
 
 
-def test_the_temperature_is_fitted_on_the_validation_split(job, task, make_split, tmp_path):
+@pytest.mark.parametrize("engine", ["posterior", "outlines"])
+def test_the_answers_to_validation_are_those_of_a_job_of_its_own(job, engine, make_split, tmp_path):
     validation = make_split("train", 6)
-    run(structured(job, calibrate_on=validation), tmp_path / "a")
+    both = structured(job, engine, validation=validation)
+    assert run(both, tmp_path / "both") == run(structured(job, engine), tmp_path / "test")
+    own = run(structured(job, engine, data=validation), tmp_path / "own")
+    assert (tmp_path / "both" / "structured_validation.parquet").read_bytes() == own
+    for name, other in (("structured", "test/structured"), ("structured_validation", "own/structured")):
+        assert (tmp_path / "both" / f"{name}.json").read_text() == (tmp_path / f"{other}.json").read_text()
+    runtime = json.loads((tmp_path / "both" / "runtime.json").read_text())
+    assert runtime["samples"] == 16
+
+
+def test_a_validation_split_without_rows_gets_no_answers_and_no_temperature(job, tmp_path):
+    empty = tmp_path / "empty.parquet"
+    dataset.write(empty, [])
+    run(structured(job, validation=str(empty), calibrate=True), tmp_path / "a")
+    assert len(pd.read_parquet(tmp_path / "a" / "structured_validation.parquet")) == 0
+    assert (tmp_path / "a" / "structured_validation.json").read_text() == "{}\n"
+    assert "temperature" not in json.loads((tmp_path / "a" / "structured.json").read_text())
+
+
+def test_the_temperature_is_fitted_on_the_validation_split(job, task, make_split, tmp_path):
+    validation = structured(job, validation=make_split("train", 6))
+    run(dataclasses.replace(validation, calibrate=True), tmp_path / "a")
     fitted = json.loads((tmp_path / "a" / "structured.json").read_text())["temperature"]
-    run(structured(job, data=validation), tmp_path / "validation")
-    table = pd.read_parquet(tmp_path / "validation" / "structured.parquet")
+    table = pd.read_parquet(tmp_path / "a" / "structured_validation.parquet")
     truth = [task.labels.index(label) for label in table["label"]]
     assert fitted == pytest.approx(temperature.fit(table["probabilities"], truth), rel=1e-5)
+    run(validation, tmp_path / "b")
+    assert "temperature" not in json.loads((tmp_path / "b" / "structured.json").read_text())
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_split(job, no_memory_for, tmp_path):

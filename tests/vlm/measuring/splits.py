@@ -1,4 +1,4 @@
-"""Small splits and predictions for the tests of tables and sheets."""
+"""Small splits and predictions for the tests of the tables, the sheets and Predictions."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

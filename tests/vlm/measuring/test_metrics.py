@@ -6,9 +6,11 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from vlm.config.errors import InputError
 from vlm.evaluation import temperature
 from vlm.evaluation.intervals import wilson
 from vlm.measuring import metrics
+from vlm.measuring.answers import Predictions
 
 
 def table(*rows):
@@ -25,9 +27,17 @@ def table(*rows):
     )
 
 
+def classification(frame, labels):
+    return metrics.classification(Predictions("x", frame, labels))
+
+
+def posterior(frame, labels):
+    return metrics.posterior(Predictions("x", frame, labels))
+
+
 def test_classification_by_hand():
     # a: 2 samples, one right, one invalid. b: 1 sample, right. c: the truth of none, answered once for a b.
-    values = metrics.classification(table(("a", "a"), ("a", None), ("b", "b"), ("b", "c")), ["a", "b", "c"])
+    values = classification(table(("a", "a"), ("a", None), ("b", "b"), ("b", "c")), ["a", "b", "c"])
     low, high = wilson(2, 4)
     f1 = 2 * 1 * 0.5 / 1.5  # of a and of b: precision 1, recall 1/2
     assert values == pytest.approx(
@@ -49,7 +59,7 @@ def test_classification_agrees_with_scikit_learn():
     labels = list("abcde")
     truth = rng.choice(labels, 300, p=[0.5, 0.2, 0.15, 0.1, 0.05])
     predicted = [label if rng.random() < 0.6 else rng.choice([*labels, ""]) for label in truth]
-    values = metrics.classification(table(*zip(truth, [p or None for p in predicted], strict=True)), labels)
+    values = classification(table(*zip(truth, [p or None for p in predicted], strict=True)), labels)
     assert values["accuracy"] == pytest.approx(np.mean(truth == np.array(predicted)))
     assert values["macro_f1"] == pytest.approx(f1_score(truth, predicted, labels=labels, average="macro"))
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
@@ -58,7 +68,7 @@ def test_classification_agrees_with_scikit_learn():
 
 @pytest.mark.parametrize("nothing", [None, np.nan])
 def test_a_model_that_never_gives_a_label_has_zeros_everywhere(nothing):
-    values = metrics.classification(table(("a", nothing), ("b", nothing)), ["a", "b"])
+    values = classification(table(("a", nothing), ("b", nothing)), ["a", "b"])
     assert values["samples"] == 2
     for name in ("accuracy", "low", "valid", "balanced_accuracy", "macro_f1"):
         assert values[name] == 0.0
@@ -69,7 +79,7 @@ def test_predictions_mean_the_same_after_a_round_trip_through_parquet(tmp_path):
     predictions = table(("a", "a"), ("a", None), ("b", "b"))
     predictions.to_parquet(tmp_path / "p.parquet")
     again = pd.read_parquet(tmp_path / "p.parquet")
-    assert metrics.classification(again, ["a", "b"]) == metrics.classification(predictions, ["a", "b"])
+    assert classification(again, ["a", "b"]) == classification(predictions, ["a", "b"])
 
 
 # Probabilities
@@ -84,7 +94,7 @@ def sure(*rows):
 
 def test_probability_metrics_by_hand():
     rows = [("a", (0.9, 0.1, 0.0)), ("b", (0.6, 0.4, 0.0)), ("c", (0.3, 0.2, 0.5)), ("a", (0.2, 0.8, 0.0))]
-    values = metrics.posterior(sure(*rows), list("abc"))
+    values = posterior(sure(*rows), list("abc"))
     assert values["top_3_accuracy"] == 1
     assert values["log_loss"] == pytest.approx(-np.log([0.9, 0.4, 0.5, 0.2]).mean())
     brier = [0.01 + 0.01, 0.36 + 0.36, 0.09 + 0.04 + 0.25, 0.64 + 0.64]
@@ -95,7 +105,7 @@ def test_probability_metrics_by_hand():
     # From sure to unsure: right, wrong, wrong, right
     assert values["accuracy_at_50"] == 0.5
     assert values["accuracy_at_80"] == values["accuracy_at_95"] == 0.5
-    assert metrics.posterior(sure(*rows[:1]), list("abc"))["accuracy_at_50"] == 1
+    assert posterior(sure(*rows[:1]), list("abc"))["accuracy_at_50"] == 1
 
 
 def random_posterior(rng, samples, labels, sharpness=1.0):
@@ -110,7 +120,7 @@ def random_posterior(rng, samples, labels, sharpness=1.0):
 def test_top_three_and_coverage():
     rng, labels = np.random.default_rng(0), list("abcdefgh")
     predictions = random_posterior(rng, 400, labels)
-    values = metrics.posterior(predictions, labels)
+    values = posterior(predictions, labels)
     p = np.stack(predictions["probabilities"])
     truth = np.array([labels.index(label) for label in predictions["label"]])
     among = (np.argsort(-p, axis=1)[:, :3] == truth[:, None]).any(axis=1)
@@ -124,8 +134,8 @@ def test_top_three_and_coverage():
 
 def test_honest_probabilities_have_a_small_ece_and_sharpened_ones_a_large_one():
     labels = list("abcdefgh")
-    honest = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels), labels)
-    sharp = metrics.posterior(random_posterior(np.random.default_rng(0), 4000, labels, 3.0), labels)
+    honest = posterior(random_posterior(np.random.default_rng(0), 4000, labels), labels)
+    sharp = posterior(random_posterior(np.random.default_rng(0), 4000, labels, 3.0), labels)
     assert honest["ece"] < 0.03
     assert sharp["ece"] > 0.15
 
@@ -136,8 +146,8 @@ def test_temperature_scaling_finds_the_sharpening_and_mends_it():
     fitted = temperature.fit(validation["probabilities"], [labels.index(label) for label in validation["label"]])
     assert fitted == pytest.approx(3, rel=0.05)
     predictions = random_posterior(np.random.default_rng(2), 4000, labels, 3.0)
-    values = metrics.calibrated(predictions, fitted, labels)
-    before = metrics.posterior(predictions, labels)
+    values = metrics.calibrated(Predictions("x", predictions, labels), fitted)
+    before = posterior(predictions, labels)
     for name in ("log_loss", "brier_score", "ece"):
         assert values[f"calibrated_{name}"] < before[name]
 
@@ -154,7 +164,7 @@ def test_reliability_bins_have_equal_mass():
 def test_few_labels(labels):
     predictions = table(*((label, label) for label in labels))
     certain = predictions.assign(probabilities=list(np.eye(len(labels))))
-    values = metrics.posterior(certain, labels)
+    values = posterior(certain, labels)
     assert values["top_3_accuracy"] == values["accuracy_at_50"] == 1
     assert values["log_loss"] == pytest.approx(0, abs=1e-9)
     assert values["ece"] == 0
@@ -162,26 +172,28 @@ def test_few_labels(labels):
 
 def test_raw_answers_have_lenient_and_valid_and_structured_ones_have_probabilities(task):
     answers = table((task.labels[0], task.labels[0]), (task.labels[1], None))
-    raw = metrics.of(answers, task)
+    raw = metrics.of(Predictions("x", answers, task.labels), task)
     assert raw["valid"] == 0.5
     assert {"lenient_accuracy", "macro_f1"} < set(raw)
     assert "log_loss" not in raw
     certain = answers.assign(predicted=list(task.labels[:2]), probabilities=list(np.eye(len(task.labels))[:2]))
+    certain = Predictions("x", certain, task.labels)
     structured = metrics.of(certain, task)
     assert {"log_loss", "ece"} < set(structured)
     assert not {"valid", "lenient_accuracy", "calibrated_ece"} & set(structured)
     assert "calibrated_ece" in metrics.of(certain, task, 2.0)
 
 
-def test_classification_refuses_unknown_labels_and_no_samples():
-    with pytest.raises(ValueError, match="'c', which is not one of the task's"):
-        metrics.classification(table(("a", "c")), ["a", "b"])
-    with pytest.raises(ValueError, match="no predictions"):
-        metrics.classification(table(("a", "a")).iloc[:0], ["a"])
+def test_no_answers_are_reported(task):
+    empty = Predictions("final_eval", table(("Audi", "Audi")).iloc[:0], task.labels)
+    with pytest.raises(
+        InputError, match=r"predictions/final_eval\.parquet: has no answers; is data/test\.parquet empty"
+    ):
+        metrics.of(empty, task)
 
 
 def test_lenient_accuracy_adds_labels_found_in_longer_texts():
     predictions = table(("a", "a"), ("a", None), ("b", None), ("b", "a"))
     predictions["text"] = ["a", "it is a", "it is a", "b or a"]
     task = SimpleNamespace(parse_leniently=lambda text: "a" if text == "it is a" else None)
-    assert metrics.lenient(predictions, task) == {"lenient_accuracy": 0.5}
+    assert metrics.lenient(Predictions("x", predictions, ["a", "b"]), task) == {"lenient_accuracy": 0.5}

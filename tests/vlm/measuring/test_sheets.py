@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from tests.vlm.measuring.splits import LABELS, predictions_for, write_split
+from vlm.config.errors import InputError
 from vlm.measuring import sheets
+from vlm.measuring.answers import Predictions
 
 
 def picture(width, height, mode="RGB"):
@@ -15,9 +17,9 @@ def picture(width, height, mode="RGB"):
     return buffer.getvalue()
 
 
-def test_the_sheet_of_mistakes_is_a_small_file_that_depends_only_on_the_predictions(tmp_path, predictions, data):
+def test_the_sheet_of_mistakes_is_a_small_file_that_depends_only_on_the_predictions(tmp_path, predictions, beside_data):
     for name, rows in (("a.png", predictions), ("b.png", predictions.sample(frac=1, random_state=0))):
-        sheets.mistakes(tmp_path / name, rows, LABELS, data)
+        sheets.mistakes(tmp_path / name, Predictions("final_eval", rows, LABELS))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.png").stat().st_size < 500_000
     image = Image.open(tmp_path / "a.png")
@@ -29,13 +31,18 @@ def test_the_sheet_of_mistakes_is_a_small_file_that_depends_only_on_the_predicti
 def drawn(monkeypatch):
     """The (title, tiles) of every sheet that the test draws."""
     sheets_drawn = []
-    monkeypatch.setattr(sheets, "_draw_sheet", lambda path, title, tiles: sheets_drawn.append((title, tiles)))
+
+    def draw(title, tiles):
+        sheets_drawn.append((title, tiles))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(sheets, "_draw_sheet", draw)
     return sheets_drawn
 
 
-def test_mistakes_show_the_truth_and_the_answer_in_the_order_of_the_labels(tmp_path, drawn, predictions, data):
+def test_mistakes_show_the_truth_and_the_answer_in_the_order_of_the_labels(tmp_path, drawn, predictions, beside_data):
     order = ["Ford", "smart", "Acura", "BMW"]
-    sheets.mistakes(tmp_path / "final_eval" / "mistakes.png", predictions, order, data)
+    sheets.mistakes(tmp_path / "mistakes.png", Predictions("final_eval", predictions, order))
     title, tiles = drawn[0]
     assert title == "final_eval: 80 of 120 samples wrong, 48 shown"
     truths = [tile.lines[0][0].removeprefix("true: ") for tile in tiles]
@@ -47,9 +54,23 @@ def test_mistakes_show_the_truth_and_the_answer_in_the_order_of_the_labels(tmp_p
     }
 
 
-def test_no_mistakes_leave_only_a_title(tmp_path, data):
-    sheets.mistakes(tmp_path / "mistakes.png", predictions_for(data, lambda i, label: label), LABELS, data)
+def test_probabilities_are_shown_if_there_are_any(tmp_path, drawn, predictions, beside_data):
+    sure = predictions.assign(probabilities=[[0.125, 0.625, 0.25, 0.0]] * len(predictions))
+    sheets.mistakes(tmp_path / "mistakes.png", Predictions("final_eval", sure, LABELS))
+    assert {tile.lines[2:] for tile in drawn[0][1]} == {(("p = 0.62", sheets.GREY),)}
+
+
+def test_no_mistakes_leave_only_a_title(tmp_path, data, beside_data):
+    right = predictions_for(data, lambda i, label: label)
+    sheets.mistakes(tmp_path / "mistakes.png", Predictions("final_eval", right, LABELS))
     assert Image.open(tmp_path / "mistakes.png").height < 100
+
+
+def test_predictions_of_other_samples_than_those_of_the_split_are_reported(tmp_path, predictions, beside_data):
+    others = predictions.assign(id="other-" + predictions["id"])
+    with pytest.raises(InputError, match=r"data/test\.parquet: has no sample 'other-test-\d+', .*`dvc repro`"):
+        sheets.mistakes(tmp_path / "mistakes.png", Predictions("final_eval", others, LABELS))
+    assert not (tmp_path / "mistakes.png").exists()
 
 
 def test_mistakes_are_spread_over_all_of_them():
@@ -66,14 +87,16 @@ def test_only_wanted_pictures_are_kept(data):
     assert found == {row["id"]: row["image"]["bytes"] for row in (table[3], table[119])}
 
 
-def test_any_picture_and_any_text_can_be_drawn(tmp_path):
+def test_any_picture_and_any_text_can_be_drawn(tmp_path, monkeypatch):
     labels = ["Mercedes-Benz SLS AMG Coupé with a name that never ends", "Škoda", "Тойота", "丰田 🚗", "$x_1$ \\frac"]
     pictures = [picture(640, 480), picture(3, 700), picture(700, 3), picture(1, 1), picture(50, 60, "L")]
     rows = [(f"p{i}", data, label) for i, (data, label) in enumerate(zip(pictures, labels, strict=True))]
-    data = write_split(tmp_path / "test.parquet", rows)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    data = write_split(tmp_path / "data" / "test.parquet", rows)
     predictions = predictions_for(data, lambda i, label: None if i % 2 else labels[i - 1])
     predictions["text"] = ["", " ", "\x00\n\t", "x" * 10_000, "“«"]
-    sheets.mistakes(tmp_path / "mistakes.png", predictions, labels, data)
+    sheets.mistakes(tmp_path / "mistakes.png", Predictions("baseline_eval", predictions, labels))
     sheets.samples(tmp_path / "samples.png", data, labels)
     assert Image.open(tmp_path / "samples.png").width == Image.open(tmp_path / "mistakes.png").width
 

@@ -4,17 +4,22 @@ import pytest
 
 from tests.vlm.measuring.splits import LABELS, SAMPLES, predictions_for
 from vlm.measuring import metrics, tables
+from vlm.measuring.answers import Predictions
+
+
+def write(directory, frame, labels=LABELS):
+    tables.write(directory, Predictions("baseline_eval", frame, labels))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, predictions):
     directory = tmp_path_factory.mktemp("plots") / "baseline_eval"
-    tables.write(directory, predictions, LABELS)
+    write(directory, predictions)
     return directory
 
 
 def test_write_writes_the_same_bytes_whatever_the_order_of_the_predictions(tmp_path, written, predictions):
-    tables.write(tmp_path, predictions.sample(frac=1, random_state=0), LABELS)
+    write(tmp_path, predictions.sample(frac=1, random_state=0))
     names = ["confusion.csv", "per_class.csv", "reliability.csv", "risk_coverage.csv", "top_confusions.csv"]
     assert sorted(path.name for path in written.iterdir()) == names
     for name in names:
@@ -31,7 +36,7 @@ def test_confusion_counts_every_pair(written, predictions):
 
 def test_confusion_has_the_places_of_its_labels_in_the_task(tmp_path, predictions):
     order = ["smart", "Volvo", "Acura", "Ford", "BMW"]  # neither alphabetical nor that of the samples
-    tables.write(tmp_path, predictions, order)
+    write(tmp_path, predictions, order)
     table = pd.read_csv(tmp_path / "confusion.csv")
     assert [order[row] for row in table["row"]] == list(table["actual"])
     assert [[*order, tables.NO_LABEL][column] for column in table["column"]] == list(table["predicted"])
@@ -39,7 +44,7 @@ def test_confusion_has_the_places_of_its_labels_in_the_task(tmp_path, prediction
 
 
 def test_confusion_has_a_row_and_a_column_for_every_label_that_occurs(tmp_path, data):
-    tables.write(tmp_path, predictions_for(data, lambda i, label: "Volvo" if i else None), [*LABELS, "Volvo", "Kia"])
+    write(tmp_path, predictions_for(data, lambda i, label: "Volvo" if i else None), [*LABELS, "Volvo", "Kia"])
     table = pd.read_csv(tmp_path / "confusion.csv")
     assert list(table["actual"].unique()) == [*LABELS, "Volvo"]
     assert set(table["predicted"]) == {*LABELS, "Volvo", tables.NO_LABEL}
@@ -48,13 +53,13 @@ def test_confusion_has_a_row_and_a_column_for_every_label_that_occurs(tmp_path, 
 
 
 def test_there_is_no_confusion_if_no_answer_is_a_label(tmp_path, data):
-    tables.write(tmp_path, predictions_for(data, lambda i, label: None), LABELS)
+    write(tmp_path, predictions_for(data, lambda i, label: None))
     assert (tmp_path / "confusion.csv").read_text() == "actual,predicted,samples,row,column\n"  # DVC wants a header
     assert (tmp_path / "top_confusions.csv").read_text() == "confusion,count,rate\n"
 
 
 def test_no_mistakes(tmp_path, data):
-    tables.write(tmp_path, predictions_for(data, lambda i, label: label), LABELS)
+    write(tmp_path, predictions_for(data, lambda i, label: label))
     assert (tmp_path / "top_confusions.csv").read_text() == "confusion,count,rate\n"
     confusion = pd.read_csv(tmp_path / "confusion.csv")
     assert list(confusion["actual"]) == list(confusion["predicted"]) == LABELS
@@ -79,7 +84,7 @@ def test_equally_frequent_confusions_have_the_order_of_the_labels(tmp_path, data
         return label if seen_before else LABELS[LABELS.index(label) - 1]
 
     order = ["Ford", "smart", "Acura", "BMW"]
-    tables.write(tmp_path, predictions_for(data, first_wrong), order)
+    write(tmp_path, predictions_for(data, first_wrong), order)
     table = pd.read_csv(tmp_path / "top_confusions.csv")
     assert list(table["count"]) == [1] * 4
     assert [confusion.split(" → ")[0] for confusion in table["confusion"]] == order
@@ -87,24 +92,24 @@ def test_equally_frequent_confusions_have_the_order_of_the_labels(tmp_path, data
 
 def test_per_class_agrees_with_the_metrics_and_has_the_order_of_the_labels(tmp_path, predictions):
     order = ["Ford", "smart", "Acura", "BMW"]
-    tables.write(tmp_path, predictions, order)
+    write(tmp_path, predictions, order)
     table = pd.read_csv(tmp_path / "per_class.csv")
     assert list(table.columns) == ["label", "f1", "precision", "recall", "support"]
     assert list(table["label"]) == order
     assert table["support"].sum() == SAMPLES
-    values = metrics.classification(predictions, order)
+    values = metrics.classification(Predictions("x", predictions, order))
     assert table["f1"].mean() == pytest.approx(values["macro_f1"], abs=1e-6)
     assert table["recall"].mean() == pytest.approx(values["balanced_accuracy"], abs=1e-6)
 
 
 def test_reliability_and_risk_coverage(predictions, tmp_path):
-    tables.write(tmp_path, predictions, LABELS)
+    write(tmp_path, predictions)
     assert (tmp_path / "reliability.csv").read_text() == "samples,confidence,accuracy\n"
     assert (tmp_path / "risk_coverage.csv").read_text() == "coverage,risk\n"
     certainty = np.linspace(1, 0.4, SAMPLES)  # from the most to the least confident sample
     right = predictions["label"] == predictions["predicted"]
     rows = [[p, *[(1 - p) / 3] * 3] for p in certainty]
-    tables.write(tmp_path, predictions.assign(probabilities=rows), LABELS)
+    write(tmp_path, predictions.assign(probabilities=rows))
     bins = pd.read_csv(tmp_path / "reliability.csv")
     assert bins["samples"].tolist() == [8] * 15
     assert bins["accuracy"].mean() == pytest.approx(right.mean(), abs=1e-5)

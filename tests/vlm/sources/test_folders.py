@@ -14,6 +14,7 @@ from vlm.config.events import Log
 from vlm.config.params import PrepareParams
 from vlm.data import dataset
 from vlm.sources import preparation
+from vlm.sources.report import write_skipped
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,8 @@ def test_unreadable_files_and_copies_are_left_out_and_listed():
     assert report.details() == {
         "train_rows": 27, "validation_rows": 4, "test_rows": 8, "left_out": 6, "classes": 2, "smallest_class": 19,
         "largest_class": 20, "duplicates_left_out": 2, "conflicts_left_out": 2, "unreadable_left_out": 2,
-        "other_classes_left_out": 0, "blank": 0, "tiny_pictures": 0,
+        "other_classes_left_out": 0, "tied_to_another_split_left_out": 0, "excluded": 0, "relabelled": 0,
+        "test_changed": 0, "near_duplicates": 0, "groups": 0, "blank": 0, "tiny_pictures": 0,
     }  # fmt: skip
     log = next(event.text for event in events if isinstance(event, Log))
     assert log == "6 pictures left out; the first: cat/empty.png is empty"
@@ -78,7 +80,7 @@ def test_unreadable_files_and_copies_are_left_out_and_listed():
         "27 train, 4 validation, 8 test; 6 pictures left out (2 unreadable, 2 with conflicting labels, 2 duplicate)"
     )
 
-    preparation.write_skipped(Path("plots/skipped.csv"), report)
+    write_skipped(Path("plots/skipped.csv"), report)
     with Path("plots/skipped.csv").open(newline="") as file:
         rows = {row["id"]: (row["kind"], row["reason"]) for row in csv.DictReader(file)}
     assert rows["cat/zz-copy.png"] == ("duplicate", "is a copy of cat/00.png")
@@ -234,18 +236,6 @@ def test_blank_and_tiny_pictures_stay_and_are_reported():
     (line,) = report.warnings()
     assert line.startswith("pictures in the splits that show little: 4 blank (all pixels equal): cat/blank-")
     assert line.endswith(", ...; 1 tiny (a side shorter than 8 pixels): dog/tiny.png")
-
-
-def test_labels_without_a_row_are_reported_in_one_line():
-    for label in "abcde":
-        for i in range(9):
-            picture(f"{label}/{i}.png", f"{label} {i}")
-    of = task({"folder": "pets"}, labels=tuple("abcde"))
-    assert prepare(of, PrepareParams(train=5, validation=1, test=5)).warnings() == []
-    assert prepare(of, PrepareParams(train=4, validation=1, test=3)).warnings() == [
-        "params.yaml: prepare: 4 train rows for 5 labels, none for 'd'; 3 test rows for 5 labels, none for 'd' and 1 "
-        "more; ask for more rows"
-    ]
 
 
 def test_a_label_that_no_picture_has_is_one_line():

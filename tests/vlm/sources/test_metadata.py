@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vlm.sources.pets import pets, prepare, task
+from tests.vlm.sources.pets import ids, pets, picture, prepare, split_of, task
 from vlm.config.errors import InputError
 from vlm.config.params import PrepareParams
 from vlm.config.task import Task
@@ -102,3 +102,95 @@ def test_pictures_of_other_classes_can_be_left_out():
     assert [(skipped.id, skipped.kind, skipped.reason) for skipped in report.skipped] == [
         ("cat/05.png", "other", "is labelled bird")
     ]
+
+
+# Groups
+
+
+def grouped(rows: list[tuple[str, str, str]], **columns) -> Task:
+    """A task with a metadata file that lists a picture, its label and its group in each row, in this order."""
+    for name, _, _ in rows:
+        picture(name, name)
+    text = "file,what,animal\n" + "".join(f"{name},{label},{group}\n" for name, label, group in rows)
+    Path("pets/labels.csv").write_text(text)
+    columns = {"image": "file", "label": "what", "group": "animal"} | columns
+    return task({"folder": "pets", "metadata": "labels.csv"}, columns=columns)
+
+
+# Three or four pictures of each of 40 animals; of each tenth picture nobody knows the animal.
+ANIMALS = [
+    (f"{label}/{i:03d}.png", label, "" if i % 10 == 9 else f"{label} {i // 4}")
+    for label in ("cat", "dog")
+    for i in range(80)
+]
+ROWS_OF_ANIMALS = PrepareParams(train=None, validation=16, test=32)
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_a_group_is_in_one_split(seed):
+    report = prepare(grouped(ANIMALS), ROWS_OF_ANIMALS, seed)
+    assert (len(ids("test")), len(ids("validation"))) == (32, 16)
+    assert report.rows["test"] == {"cat": 16, "dog": 16}
+    found = split_of()
+    assert len(found) + len(report.skipped) == 160
+    groups = {name: group for name, _, group in ANIMALS if group}
+    of_group = {
+        group: {found[name] for name in groups if groups[name] == group and name in found} for group in groups.values()
+    }
+    assert all(len(splits) == 1 for splits in of_group.values())
+    assert report.groups == len(of_group) == 40
+    assert len(report.skipped) <= 6 and report.warnings() == []
+    for skipped in report.skipped:
+        assert skipped.kind == "tied"
+        assert skipped.reason.startswith(f"is in group {groups[skipped.id]}, like ")
+
+
+def test_groups_do_not_depend_on_the_order_of_the_rows():
+    prepare(grouped(ANIMALS), ROWS_OF_ANIMALS, into="one")
+    prepare(grouped(ANIMALS[::-1]), ROWS_OF_ANIMALS, into="two")
+    for split in ("train", "validation", "test"):
+        assert Path("one", f"{split}.parquet").read_bytes() == Path("two", f"{split}.parquet").read_bytes()
+
+
+def test_a_group_may_have_several_labels():
+    rows = [(f"cat/{i:03d}.png", "cat" if i % 3 else "dog", str(i // 6)) for i in range(180)]
+    report = prepare(grouped(rows), PrepareParams(train=None, validation=18, test=36))
+    found = split_of()
+    assert len(report.skipped) <= 12
+    for group in range(30):
+        assert (
+            len({found[f"cat/{i:03d}.png"] for i in range(6 * group, 6 * group + 6) if f"cat/{i:03d}.png" in found})
+            == 1
+        )
+
+
+def test_fewer_groups_than_splits_are_a_warning():
+    rows = [
+        (f"{label}/{i:02d}.png", label, f"{label} {i // size}")
+        for label, size in (("cat", 10), ("dog", 2))
+        for i in range(20)
+    ]
+    report = prepare(grouped(rows), PrepareParams(train=4, validation=2, test=4))
+    assert report.warnings() == [
+        "params.yaml: prepare: 4 train rows for 2 labels, none for 'cat'; ask for more rows",
+        "columns.group: 'cat' has pictures of 2 groups, too few for 3 splits",
+    ]
+
+
+def test_the_error_for_too_few_pictures_says_how_many_are_tied():
+    rows = [(f"{label}/{i:02d}.png", label, label) for label in ("cat", "dog") for i in range(10)]
+    with pytest.raises(
+        InputError,
+        match=r"prepare\.validation: 2 rows are asked for, 0 are available \(readable, distinct, in no other split; 16 more "
+        r"are tied to other splits\); ask for fewer here or in the other splits$",
+    ):
+        prepare(grouped(rows), PrepareParams(train=None, validation=2, test=4))
+
+
+def test_a_missing_column_of_groups_is_one_line():
+    with pytest.raises(
+        InputError,
+        match=r"^pets/labels\.csv: line 2: has no column 'patient', only file, what, animal; columns\.group of "
+        r"configs/tasks/pets\.yaml should name the column that holds the group$",
+    ):
+        prepare(grouped(ANIMALS, group="patient"))

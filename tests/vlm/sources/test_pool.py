@@ -4,6 +4,7 @@ import pytest
 
 from tests.vlm.sources.pets import task
 from vlm.config.errors import InputError
+from vlm.config.task import Decisions
 from vlm.sources.deck import Deck
 from vlm.sources.pictures import Unreadable
 from vlm.sources.pool import make_pool
@@ -45,7 +46,7 @@ def test_files_that_hold_only_other_classes_are_not_fetched():
     pool = make_pool(task({"hub": "org/pets"}, other_classes="leave_out"), IDS, NAMES, SHARDS, readers)
     assert pool.labels == ["cat", None, "dog", None, None, None, "dog", "cat"]
     assert pool.labelled == 4
-    deck = Deck("train", pool, ("cat", "dog"), 1, lambda event: None, None)
+    deck = Deck("train", pool, ("cat", "dog"), 1, lambda event: None, decisions=Decisions(), several=True)
     with pytest.raises(InputError, match="all rows are asked for, 0 are available"):
         deck.draw("train", None, held_out=False)
     assert fetched == {0: 1, 2: 1}

@@ -1,0 +1,85 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.vlm.measuring.splits import LABELS, predictions_for
+from vlm.config.errors import InputError
+from vlm.config.params import load_params
+from vlm.measuring.measure import measure
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, data):
+    """A folder with the repository's configuration, a test split, and no predictions."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(ROOT / "models/tiny", tmp_path / "models/tiny")
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "predictions").mkdir()
+    shutil.copyfile(data, tmp_path / "data/test.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def answered(name, frame, labels, certain=None, **found):
+    """Writes predictions; `certain` is the confidence of each, None for raw answers."""
+    if certain is not None:
+        rest = (1 - np.array(certain))[:, None] / (len(labels) - 1)
+        p = np.repeat(rest, len(labels), axis=1)
+        p[np.arange(len(frame)), [labels.index(label) for label in frame["predicted"]]] = certain
+        frame = frame.assign(probabilities=list(p))
+    frame.to_parquet(f"predictions/{name}.parquet")
+    Path(f"predictions/{name}.json").write_text(json.dumps(found))
+
+
+def test_raw_answers(place, predictions):
+    answered("baseline_eval", predictions, load_params().task.labels, image_tokens=16.0)
+    values = measure("baseline_eval", load_params().task)
+    assert json.loads(Path("metrics/baseline_eval.json").read_text()) == {"accuracy": pytest.approx(1 / 3, abs=1e-6)}
+    details = json.loads(Path("plots/baseline_eval/details.json").read_text())
+    assert details["image_tokens"] == 16
+    assert details["valid"] == pytest.approx(values["valid"], abs=1e-6)
+    assert "thresholds" not in details
+    assert {path.name for path in Path("plots/baseline_eval").iterdir()} == {
+        "details.json", "mistakes.png", "confusion.csv", "top_confusions.csv", "per_class.csv", "reliability.csv", "risk_coverage.csv",
+    }  # fmt: skip
+
+
+def test_thresholds_are_chosen_on_validation_if_it_was_answered(place, data):
+    task = load_params().task
+    frame = predictions_for(data, lambda i, label: label if i % 4 else LABELS[LABELS.index(label) - 1])
+    certain = [0.9 if i % 4 else 0.4 for i in range(len(frame))]
+    answered("final_eval", frame, task.labels, certain)
+    assert "thresholds" not in measure("final_eval", task)
+    answered("final_eval_validation", frame, task.labels, certain)
+    values = measure("final_eval", task)
+    details = json.loads(Path("plots/final_eval/details.json").read_text())
+    assert [found["target"] for found in details["thresholds"]] == [0.95, 0.99]
+    lower, higher = details["thresholds"]
+    assert (lower["threshold"], lower["coverage"], lower["accuracy"]) == (0.9, 0.75, 1.0)
+    assert higher == dict.fromkeys(higher) | {"target": 0.99}  # 90 answers of 90 right are too few for it
+    assert values["thresholds"][0]["low"] == pytest.approx(lower["low"], abs=1e-6)
+
+
+def test_answers_to_validation_without_probabilities_give_no_thresholds(place, data):
+    """As with structured_eval.engine: outlines, or without any pictures for validation."""
+    task = load_params().task
+    right = predictions_for(data, lambda i, label: label)
+    answered("structured_eval", right, task.labels, [0.9] * len(right))
+    answered("structured_eval_validation", right, task.labels)
+    assert "thresholds" not in measure("structured_eval", task)
+    answered("structured_eval_validation", right.iloc[:0], task.labels)
+    assert "thresholds" not in measure("structured_eval", task)
+
+
+def test_nothing_is_written_if_the_predictions_are_for_another_task(place, predictions):
+    answered("baseline_eval", predictions.assign(predicted="Wartburg"), ())
+    with pytest.raises(InputError, match="has the label 'Wartburg', which is not one of the task in"):
+        measure("baseline_eval", load_params().task)
+    assert not Path("plots").exists()
+    assert not Path("metrics").exists()

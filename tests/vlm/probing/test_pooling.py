@@ -1,0 +1,103 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.architectures import ARCHITECTURES, build
+from vlm.config.models import ModelConfig
+from vlm.config.params import ImageParams
+from vlm.config.task import Task
+from vlm.data import dataset
+from vlm.evaluation import batching
+from vlm.models import loading
+from vlm.probing.pooling import NoFeatures, pooled
+
+SIZES = [(100, 60), (64, 120), (60, 60), (300, 90)]
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    rng = np.random.default_rng(0)
+
+    def png(size):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    path = tmp_path_factory.mktemp("data") / "train.parquet"
+    dataset.write(path, (dataset.Row(f"train-{i}", png(size), "cat") for i, size in enumerate(SIZES)))
+    return str(path)
+
+
+@pytest.fixture
+def prepared(split, tmp_path):
+    def prepare(name, **image):
+        prompt = {"system": None, "user": "Which? {labels}"}
+        question = Task(name="t", source={"folder": "photos"}, labels=["cat", "dog"], prompt=prompt)
+        config = ModelConfig(name=name, id=str(build(name, tmp_path / name)), dtype="float32")
+        model, processor = loading.load(config, ImageParams(**image))
+        return model, batching.Loader(split, processor, question)
+
+    return prepare
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_features_of_a_picture_do_not_depend_on_its_batch(prepared, name):
+    model, load = prepared(name)
+    together = pooled(model, load(range(len(SIZES))))
+    assert together.dtype == torch.float32
+    assert together.shape == (len(SIZES), 2 * model.config.vision_config.hidden_size)
+    alone = torch.cat([pooled(model, load([row])) for row in range(len(SIZES))])
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert not torch.isclose(together[0], together[1], atol=1e-2).all()  # they are of different pictures
+
+
+def test_padding_does_not_count(prepared):
+    """In LFM2-VL, whose pictures have different numbers of patches."""
+    model, load = prepared("lfm2_vl")
+    inputs = load(range(len(SIZES)))
+    counts = inputs["pixel_attention_mask"].sum(1).tolist()
+    assert len(set(counts)) > 1
+    with torch.inference_mode():
+        state = model.get_image_features(**loading.picture_inputs(inputs)).last_hidden_state
+    real = [state[row, :count] for row, count in enumerate(counts)]
+    expected = torch.stack([torch.cat([patches.mean(0), patches.amax(0)]) for patches in real])
+    assert torch.allclose(pooled(model, inputs), expected, atol=1e-5)
+
+
+def test_a_picture_in_tiles_has_one_vector(prepared):
+    model, load = prepared("idefics3", splitting=True)
+    inputs = load([0, 2])
+    assert inputs["pixel_values"].shape[1] > 1  # tiles
+    assert pooled(model, inputs).shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (None, "get_image_features"),
+        (lambda **inputs: torch.ones(4, 8), "last_hidden_state"),
+        (lambda **inputs: torch.nn.Module()(), "forward"),
+    ],
+)
+def test_a_model_without_a_usable_vision_tower_is_refused(prepared, method, reason):
+    model, load = prepared("llava")
+    model.get_image_features = method
+    with pytest.raises(NoFeatures, match=reason):
+        pooled(model, load([0]))
+
+
+def test_patches_that_do_not_divide_into_pictures_are_refused(prepared):
+    model, load = prepared("qwen2_5_vl")
+    whole = model.get_image_features
+
+    def without_one(**inputs):
+        output = whole(**inputs)
+        output.last_hidden_state = output.last_hidden_state[1:]
+        return output
+
+    model.get_image_features = without_one
+    with pytest.raises(NoFeatures, match=r"\d+ patches do not divide"):
+        pooled(model, load([0, 1]))

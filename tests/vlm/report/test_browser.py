@@ -1,0 +1,209 @@
+"""The page in a real browser, opened from disk without a network."""
+
+import pandas as pd
+import pytest
+from playwright.sync_api import expect
+from ruamel.yaml import YAML
+
+from tests.vlm.report import invented
+from vlm.config.params import load_params
+from vlm.report import page
+
+pytestmark = pytest.mark.slow
+AUDI, BMW, IMAGE, SCRIPT, QUOTED = invented.LABELS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A repository with all that a report can show."""
+    folder = invented.repository(tmp_path_factory.mktemp("repository") / "a")
+    invented.write_results(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        page.write(folder / "reports", load_params(), lambda event: None)
+    return folder
+
+
+@pytest.fixture
+def report(folder):
+    return folder / "reports" / "index.html"
+
+
+@pytest.fixture
+def frame(folder):
+    return pd.read_parquet(folder / "predictions/final_eval.parquet")
+
+
+def tiles(opened):
+    return opened.locator("#tiles > li")
+
+
+def test_it_opens_with_all_its_parts(report, open_page, frame):
+    opened = open_page(report)
+    accuracy = (frame["label"] == frame["predicted"]).mean()
+    assert opened.locator("h1:visible").inner_text() == f"{100 * accuracy:.1f}\u00a0% of 60 test samples right"
+    assert opened.locator("#accuracies .row").count() == 5
+    assert opened.get_by_text("The fine-tuned model beats a linear probe").is_visible()
+    titles = opened.locator("#overview h2, #overview figcaption").all_inner_texts()
+    for title in (
+        "Loss while fine-tuning",
+        "When to trust an answer: Fine-tuned, structured",
+        "Robustness",
+        "motion blur",
+    ):
+        assert title in titles
+    assert opened.get_by_text("no threshold reaches it on validation").is_visible()
+    for view in ("Gallery", "Confusions", "Suspects"):
+        opened.get_by_role("link", name=view).click()
+        assert opened.locator("h1:visible").inner_text() == view
+
+
+def test_pictures_are_shown(report, open_page):
+    opened = open_page(report, "#view=gallery&sample=test%2F0.jpg")
+    for image in (opened.locator("dialog img"), opened.locator("#tiles img").first):
+        expect(image).to_have_js_property("complete", True)
+        assert image.evaluate("image => image.naturalWidth") > 0
+
+
+def test_labels_and_texts_are_text(report, open_page):
+    opened = open_page(report, "#view=gallery&model=baseline_eval")
+    text = f"I see <b>{IMAGE}</b>.\nIt is sample 2."
+    assert opened.locator("#tiles .text").nth(2).text_content() == text
+    for view in ("confusions", "suspects", "overview"):
+        opened.goto(f"{report.as_uri()}#view={view}")
+    opened.goto(f"{report.as_uri()}#view=gallery&sample=test%2F3.jpg")
+    assert opened.locator("dialog h2").inner_text() == SCRIPT
+    assert opened.evaluate("typeof hacked") == "undefined"
+    assert opened.locator("b b, p b:not(.kind):not(.brand b), img[src=x]").count() == 0
+
+
+def test_filters_combine_and_are_in_the_address(report, open_page, frame):
+    opened = open_page(report, "#view=gallery")
+    opened.get_by_role("combobox", name="Answer", exact=True).select_option("wrong")
+    opened.get_by_role("combobox", name="Label", exact=True).select_option(AUDI)
+    wrong = frame[(frame["label"] != frame["predicted"]) & (frame["label"] == AUDI)]
+    expect(tiles(opened)).to_have_count(len(wrong))
+    assert "answer=wrong" in opened.url and f"true={AUDI}" in opened.url
+    opened.get_by_label("Confidence from, %").fill("80")
+    sure = wrong[[max(p) >= 0.8 for p in wrong["probabilities"]]]
+    expect(tiles(opened)).to_have_count(len(sure))
+    again = open_page(report, opened.url[opened.url.index("#") :])
+    assert tiles(again).count() == len(sure)
+    assert again.get_by_role("combobox", name="Answer", exact=True).input_value() == "wrong"
+    opened.get_by_role("button", name="Clear").click()
+    expect(tiles(opened)).to_have_count(60)
+
+
+def test_what_fine_tuning_fixed_and_broke(report, open_page, folder, frame):
+    before = pd.read_parquet(folder / "predictions/structured_eval.parquet")
+    was_right, is_right = (one["label"] == one["predicted"] for one in (before, frame))
+    for change, expected in (("fixed", ~was_right & is_right), ("broken", was_right & ~is_right)):
+        opened = open_page(report, f"#view=gallery&change={change}")
+        assert tiles(opened).count() == expected.sum() > 0
+
+
+def test_samples_are_sorted_by_loss(report, open_page, frame):
+    opened = open_page(report, "#view=gallery&sort=loss")
+    labels = list(invented.LABELS)
+    truth = [p[labels.index(label)] for label, p in zip(frame["label"], frame["probabilities"], strict=True)]
+    assert tiles(opened).first.locator("button").get_attribute("data-sample") == frame["id"][truth.index(min(truth))]
+
+
+def test_a_click_on_a_cell_shows_its_samples(report, open_page, frame):
+    opened = open_page(report, "#view=confusions")
+    wrong = frame[frame["label"] != frame["predicted"]].iloc[0]
+    expected = ((frame["label"] == wrong["label"]) & (frame["predicted"] == wrong["predicted"])).sum()
+    rows, columns = (opened.locator(f"#matrix .{kind}-labels span").all_inner_texts() for kind in ("row", "column"))
+    box = opened.locator("#matrix .cells").bounding_box()
+    size = box["height"] / len(rows)
+    row, column = rows.index(wrong["label"]), columns.index(wrong["predicted"])
+    opened.mouse.move(box["x"] + (column + 0.5) * size, box["y"] + (row + 0.5) * size)
+    share = f"{expected} of 12"
+    assert share in opened.locator("#readout").inner_text() and share in opened.locator("#tip").inner_text()
+    opened.mouse.down()
+    opened.mouse.up()
+    assert tiles(opened).count() == expected > 0
+    opened.go_back()
+    assert opened.locator("#matrix").is_visible()
+
+
+def test_the_matrix_works_with_the_keyboard(report, open_page, frame):
+    opened = open_page(report, "#view=confusions")
+    opened.locator("#matrix").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
+        opened.keyboard.press(key)
+    rows = open_page(report, "#view=confusions").locator("#matrix .row-labels span").all_inner_texts()
+    expected = ((frame["label"] == rows[1]) & (frame["predicted"] == rows[1])).sum()
+    assert tiles(opened).count() == expected > 0
+
+
+def test_a_sample_in_full_size_works_with_the_keyboard(report, open_page, frame):
+    opened = open_page(report, "#view=gallery&answer=wrong")
+    wrong = list(frame[frame["label"] != frame["predicted"]]["id"])
+    dialog = opened.locator("dialog")
+    tiles(opened).first.locator("button").focus()
+    opened.keyboard.press("Enter")
+    for key, expected in (("ArrowRight", wrong[1]), ("ArrowRight", wrong[2]), ("ArrowLeft", wrong[1])):
+        opened.keyboard.press(key)
+        dialog.get_by_text(expected, exact=True).wait_for()
+    assert dialog.locator("tbody tr").count() == 5
+    opened.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    assert opened.evaluate("document.activeElement.dataset.sample") == wrong[0]
+    assert "sample=" not in opened.url
+
+
+def test_a_deep_link_opens_a_sample(report, open_page):
+    opened = open_page(report, "#view=gallery&model=structured_eval&sample=test%2F7.jpg")
+    assert opened.locator("dialog .id").inner_text() == "test/7.jpg"
+    assert opened.locator("dialog .warning").inner_text() == "Almost the same picture as train/2.jpg."
+    assert opened.locator("dialog tr.current th").inner_text() == "Structured"
+    unknown = open_page(report, "#view=nowhere&model=none&sample=none")
+    assert unknown.locator("#overview").is_visible() and not unknown.locator("dialog").is_visible()
+
+
+def test_labels_are_sorted_by_a_click(report, open_page, frame):
+    opened = open_page(report, "#view=confusions")
+    recall = (frame["label"] == frame["predicted"]).groupby(frame["label"]).mean()
+    shown = opened.locator("#classes td.share").all_inner_texts()
+    assert shown == [f"{100 * value:.1f}\u00a0%" for value in sorted(recall)]
+    opened.get_by_role("button", name="Recall").click()
+    assert opened.locator("#classes td.share").all_inner_texts() == shown[::-1]
+
+
+def test_suspects_become_decisions(report, open_page):
+    opened = open_page(report, "#view=suspects")
+    assert opened.locator("#list > li").count() == 4
+    first, duplicate, same = (opened.locator("#list > li").nth(i) for i in range(3))
+    first.get_by_label("relabel to").check()
+    duplicate.get_by_label("exclude").check()
+    same.get_by_label("exclude").check()
+    same.get_by_label("exclude").uncheck()
+    assert opened.get_by_role("button", name="Copy 2 decisions").is_enabled()
+    assert YAML(typ="safe").load(opened.locator("#yaml").text_content()) == {
+        "exclude": {"train/2.jpg": "Almost the same picture as test/7.jpg."},
+        "relabel": {"test/3.jpg": {"to": BMW, "reason": "The model gives BMW 97 %: <b>look</b>."}},
+    }
+    opened.get_by_role("combobox", name="Kind").select_option("blank")
+    assert opened.locator("#list > li").count() == 1
+    opened.goto(f"{report.as_uri()}#view=gallery&suspect=any")
+    expect(tiles(opened)).to_have_count(2)
+
+
+def test_all_views_fit_on_a_phone(report, open_page):
+    for view in ("overview", "gallery", "confusions", "suspects"):
+        opened = open_page(report, f"#view={view}", viewport={"width": 360, "height": 740})
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 360, view
+
+
+def test_more_tiles_are_drawn_as_one_scrolls(tmp_path, monkeypatch, open_page):
+    folder = invented.repository(tmp_path / "large", samples=400, names=("structured_eval",))
+    monkeypatch.chdir(folder)
+    page.write(folder / "reports", load_params(), lambda event: None)
+    opened = open_page(folder / "reports/index.html", "#view=gallery")
+    assert tiles(opened).count() < 400
+    for _ in range(40):
+        opened.mouse.wheel(0, 2000)
+        opened.wait_for_timeout(20)
+    assert tiles(opened).count() == 400
+    assert not opened.get_by_role("combobox", name="Change", exact=True).is_visible()

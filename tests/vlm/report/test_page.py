@@ -1,0 +1,118 @@
+"""What a report is made of, and what it refuses; tests/vlm/report/test_browser.py looks at the page in a browser."""
+
+import json
+import re
+
+import pytest
+
+from tests.vlm.report import invented
+from vlm.config.errors import InputError
+from vlm.config.params import load_params
+from vlm.report import page
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    folder = invented.repository(tmp_path / "repository", samples=12)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(folder):
+    return page.write(folder / "reports", load_params(), lambda event: None)
+
+
+def data_of(folder):
+    """What the page's scripts read."""
+    html = (folder / "reports/index.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_equal_results_give_equal_reports(folder):
+    invented.write_results(folder)
+    written = write(folder)
+    first = files(folder / "reports")
+    assert str(written).startswith("12 samples, 5 measurements, ")
+    write(folder)
+    assert files(folder / "reports") == first
+    assert sorted(path.name for path in folder.glob(".report*")) == []
+
+
+def test_one_evaluation_is_enough(folder):
+    for path in (folder / "predictions").iterdir():
+        if path.stem != "structured_eval":
+            path.unlink()
+    assert str(write(folder)).startswith("12 samples, 1 measurement, ")
+    data = data_of(folder)
+    assert data["lead"] == "structured_eval"
+    assert [data[key] for key in ("tuning", "against", "training", "suspects")] == [None] * 4
+
+
+def test_the_data_of_a_model(folder):
+    write(folder)
+    models = {model["name"]: model for model in data_of(folder)["models"]}
+    raw, tuned = models["baseline_eval"], models["final_eval"]
+    assert raw["predicted"] == [-1] * 12
+    assert raw["texts"][0] == "I see <b>Audi</b>.\nIt is sample 0."
+    assert raw["lenient"] == 1
+    assert tuned["texts"] is None  # they are the answers as JSON, which says nothing new
+    assert all(top[0] == answer for top, answer in zip(tuned["top"], tuned["predicted"], strict=True))
+    assert all(top[1] == confidence for top, confidence in zip(tuned["top"], tuned["confidence"], strict=True))
+
+
+def test_a_folder_with_something_else_is_left_alone(folder):
+    (folder / "reports").mkdir()
+    (folder / "reports/thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="reports: exists and is not a report; name a new folder"):
+        write(folder)
+    assert files(folder / "reports").keys() == {*map(type(folder), ["thesis.tex"])}
+
+
+def test_nothing_to_report(folder):
+    for path in (folder / "predictions").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="predictions/: there are none to report; `dvc repro` makes them"):
+        write(folder)
+
+
+def test_predictions_of_other_samples(folder):
+    invented.write_predictions(folder, "final_eval", invented.LABELS, 11, invented.np.random.default_rng(0))
+    with pytest.raises(InputError, match=r"predictions/final_eval.parquet: is of other samples than data/test.parquet"):
+        write(folder)
+    assert not (folder / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("test/3.jpg", "test/99.jpg", "'test/99.jpg' is not in data/test.parquet; `dvc repro audit` looks again"),
+        ("suggestion", "advice", "has no column 'suggestion'"),
+    ],
+)
+def test_suspects_that_do_not_fit(folder, old, new, message):
+    invented.write(folder, "plots/audit/suspects.csv", invented.SUSPECTS.replace(old, new))
+    with pytest.raises(InputError, match=f"suspects.csv: {message}"):
+        write(folder)
+
+
+def test_parameters_are_those_of_dvc_lock(folder):
+    lock = {"stages": {"finetune": {"params": {
+        "params.yaml": {"finetune": {"epochs": 7, "lora": {"r": 8}}, "model": "tiny"},
+        "configs/models/tiny.yaml": {"id": "models/other"},
+    }}}}  # fmt: skip
+    invented.write(folder, "dvc.lock", json.dumps(lock))
+    write(folder)
+    html = (folder / "reports/index.html").read_text()
+    assert "<code>finetune.epochs</code></th><td><code>7</code>" in html
+    assert "<dt>Repository</dt><dd>models/other</dd>" in html
+
+
+def test_the_page_asks_for_nothing_but_its_own_pictures(folder):
+    write(folder)
+    html = (folder / "reports/index.html").read_text()
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=(?!\"data:)", html)
+    assert "default-src 'none'" in html

@@ -1,0 +1,1 @@
+"""From the splits and the predictions to a ranked list of suspicious samples. Cheap: nothing here runs a model."""

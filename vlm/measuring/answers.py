@@ -1,0 +1,161 @@
+"""A model's answers to a split as a table: what the notebook, `measure` and the report have in common."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from vlm.config.errors import InputError
+from vlm.config.params import load_params
+from vlm.data import predictions
+from vlm.measuring import comparison, sheets
+from vlm.measuring.revisions import Revision
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+NO_LABEL = "(no label)"
+
+
+class Predictions:
+    """The answers in predictions/<name>.parquet, and the labels of their task in the task's order.
+
+    `frame` has one row per sample, in the split's order. Its columns are those of the file (id, label, text, predicted
+    and probabilities, see vlm/data/predictions.py), `right` (bool), and `confidence`: the probability of the most
+    probable label, NaN if the answers have no probabilities.
+    """
+
+    def __init__(
+        self, name: str, frame: "pd.DataFrame", labels: Sequence[str], revision: Revision | None = None
+    ) -> None:
+        """Raises InputError if a label in `frame` is not in `labels`, or if a sample has not one probability each."""
+        self.name = name
+        self.labels = tuple(labels)
+        self._revision = revision
+        given = frame["probabilities"].notna()
+        self.has_probabilities = len(frame) > 0 and bool(given.all())
+        unknown = sorted({*frame["label"], *frame["predicted"].dropna()} - {*self.labels})
+        if unknown or set(frame["probabilities"][given].map(len)) - {len(self.labels)}:
+            what = (
+                f"the label {unknown[0]!r}, which is not one" if unknown else "probabilities of other labels than those"
+            )
+            raise InputError(
+                f"predictions/{name}.parquet: has {what} of the task in params.yaml; "
+                f"`dvc repro {predictions.stage(name)}` makes it again"
+            )
+        self.frame = frame.assign(
+            right=(frame["label"] == frame["predicted"]).astype(bool),
+            confidence=frame["probabilities"].map(max).astype(float) if self.has_probabilities else float("nan"),
+        )
+
+    @classmethod
+    def load(cls, name: str, revision: str | Revision | None = None) -> "Predictions":
+        """The answers in the working tree, or those of a revision: a commit, a branch, a tag or an experiment's name.
+
+        Several loads from one Revision open it only once, which takes a second. Raises InputError if there are none.
+        """
+        import pandas as pd
+
+        if revision is None:
+            return cls(name, predictions.read(name), load_params().task.labels)
+        there = revision if isinstance(revision, Revision) else Revision(revision)
+        task = there.read_yaml("params.yaml")["task"]
+        labels = there.read_yaml(f"configs/tasks/{task}.yaml")["labels"]
+        with there.open(f"predictions/{name}.parquet") as file:
+            return cls(name, pd.read_parquet(file), labels, there)
+
+    def __repr__(self) -> str:
+        where = f" at {self._revision.name}" if self._revision else ""
+        return f"<{self.name}{where}: {self.frame['right'].sum()} of {len(self.frame)} right>"
+
+    @property
+    def data(self) -> str:
+        """The path of the split that was answered."""
+        split = self.name.rpartition("_")[2]
+        return f"data/{split if split in ('train', 'validation') else 'test'}.parquet"
+
+    def mistakes(self) -> "pd.DataFrame":
+        """The rows of `frame` with wrong answers, the most confident first; raw answers are in the split's order."""
+        return self.frame[~self.frame["right"]].sort_values("confidence", ascending=False, kind="stable")
+
+    def show(self, only_mistakes: bool = True, n: int = 24, rows: "pd.DataFrame | None" = None) -> "Image.Image":
+        """A picture of up to `n` samples, each with its label and the answer, which a notebook displays.
+
+        They are the first mistakes, or the first samples of the split. Or pass `rows`, a table with a column `id` that
+        says which, such as a part of `frame`. Raises InputError if the split that was answered is not there any more.
+        """
+        what, chosen = ("mistakes", self.mistakes()) if only_mistakes else ("samples", self.frame)
+        if rows is not None:
+            what, chosen = "samples", self.frame.set_index("id").loc[rows["id"]].reset_index()
+        return sheets.answers(f"{self.name}: {min(n, len(chosen)):,} of {len(chosen):,} {what}", chosen.head(n), self)
+
+    def open_data(self) -> BinaryIO:
+        """Opens the split that was answered, as it is at the revision of the answers. Raises InputError."""
+        if self._revision:
+            return self._revision.open(self.data)
+        if not Path(self.data).exists():
+            raise InputError(f"{self.data}: no such file; `dvc repro prepare` writes it, `dvc pull` fetches it")
+        return Path(self.data).open("rb")
+
+    def confusion(self) -> "pd.DataFrame":
+        """The number of samples by true label (rows) and answer (columns), with the labels that occur, in their order.
+
+        A last column counts the answers that are no label, if there are any.
+        """
+        import pandas as pd
+
+        counted = pd.crosstab(self.frame["label"], self.frame["predicted"].fillna(NO_LABEL))
+        occurring = {*counted.index, *counted.columns}
+        rows = [label for label in self.labels if label in occurring]
+        return counted.reindex(index=rows, columns=rows + [NO_LABEL] * (NO_LABEL in occurring), fill_value=0)
+
+    def per_class(self) -> "pd.DataFrame":
+        """f1, precision, recall and support (number of samples) of each label that occurs as the truth.
+
+        An answer that is no label is a false negative for the true label and a false positive for none.
+        """
+        import pandas as pd
+        from sklearn.metrics import precision_recall_fscore_support
+
+        truth, answers = self.frame["label"].tolist(), self.frame["predicted"].fillna("").tolist()
+        occurring = set(truth)
+        present = [label for label in self.labels if label in occurring]
+        precision, recall, f1, support = precision_recall_fscore_support(
+            truth, answers, labels=present, zero_division=0.0
+        )
+        columns = {"f1": f1, "precision": precision, "recall": recall, "support": support.astype(int)}
+        return pd.DataFrame(columns, index=pd.Index(present, name="label"))
+
+    def compare(self, other: "Predictions") -> dict[str, float | int]:
+        """How much accuracy `other` gains on the samples that both answer: see vlm/measuring/comparison.py.
+
+        `samples` is their number. Raises InputError if they have no samples in common.
+        """
+        before, after = self._common(other)
+        return {"samples": len(before), **comparison.compare(before, after)}
+
+    def changes(self, other: "Predictions") -> "pd.DataFrame":
+        """The samples that `other` answers differently: id, label, before, after, and change.
+
+        The change is "fixed" if only `other` is right, "broken" if only these answers are, else "still wrong". Raises
+        InputError if they have no samples in common.
+        """
+        import numpy as np
+
+        before, after = self._common(other)
+        change = np.select(
+            [~before["right"] & after["right"], before["right"] & ~after["right"]], ["fixed", "broken"], "still wrong"
+        )
+        table = before[["id", "label"]].assign(before=before["predicted"], after=after["predicted"], change=change)
+        return table[before["predicted"].fillna("") != after["predicted"].fillna("")]
+
+    def _common(self, other: "Predictions") -> "tuple[pd.DataFrame, pd.DataFrame]":
+        """The rows of both frames with the same id and label, in the order of this one's.
+
+        A label may have been corrected in between, but if most labels of the common ids differ, the samples are others:
+        a source may number its pictures, and number others with another seed.
+        """
+        both = self.frame[["id", "label"]].merge(other.frame[["id", "label"]])["id"]
+        if 2 * len(both) <= self.frame["id"].isin(other.frame["id"]).sum():
+            raise InputError(f"{self.name} and {other.name}: are answers to different samples; expected some in common")
+        return tuple(one.frame.set_index("id").loc[both].reset_index() for one in (self, other))

@@ -1,0 +1,112 @@
+"""The answers of every model, in the form that the page reads: columns in the order of the test split."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.config.errors import InputError
+from vlm.data import dataset, json_files
+from vlm.evaluation.intervals import wilson
+from vlm.measuring import metrics
+from vlm.measuring.answers import Predictions
+from vlm.report import seriation
+
+if TYPE_CHECKING:
+    from vlm.config.task import Task
+
+TEST = "data/test.parquet"
+# Names of predictions, in the order of the page, and their titles
+TITLES = {
+    "majority": "Majority class",
+    "probe_nearest": "Nearest neighbours",
+    "probe_linear": "Linear probe",
+    "baseline_eval": "Raw",
+    "structured_eval": "Structured",
+    "final_eval_raw": "Fine-tuned, raw",
+    "final_eval": "Fine-tuned, structured",
+}
+BASELINES = ("majority", "probe_nearest", "probe_linear")
+_TOP = 5  # labels whose probabilities the page shows
+
+
+def load() -> dict[str, Predictions]:
+    """The predictions of the test split that exist, by name.
+
+    Raises InputError if there are none, or if any of them are of other samples than data/test.parquet.
+    """
+    found = {name: Predictions.load(name) for name in TITLES if _is_there(name)}
+    if not found:
+        raise InputError(
+            "predictions/: there are none to report; `dvc repro` makes them, "
+            "`dvc repro measure@structured_eval` without fine-tuning, `dvc pull` fetches them"
+        )
+    ids, labels = dataset.ids_and_labels(TEST)
+    for name, predictions in found.items():
+        if list(predictions.frame["id"]) != ids or list(predictions.frame["label"]) != labels:
+            raise InputError(f"predictions/{name}.parquet: is of other samples than {TEST}; `dvc repro` makes it anew")
+    return found
+
+
+def _is_there(name: str) -> bool:
+    """Whether there are predictions of this name. The probes of a model without a vision tower have no answers."""
+    notes = Path("predictions", f"{name}.json")
+    if notes.exists() and "unavailable" in json_files.read(notes):
+        return False
+    return Path("predictions", f"{name}.parquet").exists()
+
+
+def leading(names: Mapping[str, Any]) -> str:
+    """The predictions that the page shows first: the last of TITLES, which are those of the most capable model."""
+    return [name for name in TITLES if name in names][-1]
+
+
+def columns(predictions: Predictions, task: "Task") -> dict[str, Any]:
+    """The accuracy of a model with its 95 % interval, and a list for each thing that the page shows of a sample.
+
+    - predicted: the answer's place among the task's labels; -1 for an answer that is no label
+    - texts: what the model wrote; null where it is the form of an answer that the task prescribes
+    - confidence: the probability of the most probable label
+    - loss: the negative log-likelihood of the true label, in nats
+    - top: the five most probable labels, as [place, probability, place, probability, ...]
+
+    The last three are None without probabilities, `texts` if there is no text of its own.
+    """
+    import numpy as np
+
+    frame, place = predictions.frame, {label: number for number, label in enumerate(predictions.labels)}
+    right, n = int(frame["right"].sum()), len(frame)
+    low, high = wilson(right, n)
+    answers = [answer if isinstance(answer, str) else None for answer in frame["predicted"]]
+    prescribed = {label: task.answer(label) for label in predictions.labels}
+    texts = [
+        None if answer and text == prescribed[answer] else text
+        for answer, text in zip(answers, frame["text"], strict=True)
+    ]
+    found = {
+        "name": predictions.name,
+        "title": TITLES[predictions.name],
+        "baseline": predictions.name in BASELINES,
+        "right": right,
+        "accuracy": right / n,
+        "low": low,
+        "high": high,
+        "order": seriation.order(predictions),
+        "predicted": [place[answer] if answer else -1 for answer in answers],
+        "texts": texts if any(text is not None for text in texts) else None,
+        "confidence": None,
+        "loss": None,
+        "top": None,
+    }
+    if not predictions.has_probabilities:
+        return found | {"lenient": metrics.lenient(predictions, task)["lenient_accuracy"]}
+    probabilities = np.stack(frame["probabilities"].to_list())
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]
+    truth = probabilities[np.arange(n), [place[label] for label in frame["label"]]]
+    return found | {
+        "confidence": [round(float(p), 4) for p in frame["confidence"]],
+        "loss": [round(float(loss), 3) for loss in -np.log(np.maximum(truth, 1e-12))],
+        "top": [
+            [value for label in labels for value in (int(label), round(float(row[label]), 4))]
+            for row, labels in zip(probabilities, best, strict=True)
+        ],
+    }

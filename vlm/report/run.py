@@ -1,0 +1,103 @@
+"""What was run: data, model, parameters, time and cost, from dvc.lock and metrics/runtime/."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.config.yaml_files import read_mapping
+from vlm.data import dataset, json_files
+
+if TYPE_CHECKING:
+    from vlm.config.params import Params
+
+_STAGES = ("prepare", "baseline_eval", "structured_eval", "finetune", "final_eval", "probe", "robustness")
+_SPLITS = ("train", "validation", "test")
+
+
+def facts(params: "Params") -> dict[str, Any]:
+    """The facts of the run: "data" and "model" as (name, value) pairs, "parameters" by key, and "stages" with times.
+
+    Raises InputError if a file that exists cannot be read.
+    """
+    ran = parameters(lock())
+    model, task = params.model, params.task
+    source = task.source
+    kind = "rendered badges" if source.badges else source.hub or f"folder {Path(source.folder or '').name}"
+    rows = [(split, dataset.count(path)) for split in _SPLITS if (path := Path("data", f"{split}.parquet")).exists()]
+    data = [
+        ("Task", task.name),
+        ("Source", kind),
+        ("Labels", f"{len(task.labels)}"),
+        ("Samples", ", ".join(f"{count:,} {split}" for split, count in rows)),
+    ]
+    if source.revision or source.sha256:
+        data.append(("Revision", _short(source.revision or f"sha256:{source.sha256}")))
+    file = f"configs/models/{model.name}.yaml:"
+    tuned = _details("plots/finetune/details.json")
+    facts_of_model = [
+        ("Model", model.name),
+        ("Repository", ran.get(f"{file}id", model.id)),
+        ("Revision", _short(ran.get(f"{file}revision", model.revision) or "not pinned")),
+        ("Dtype", ran.get(f"{file}options.dtype", model.dtype)),
+    ]
+    if "trainable_parameters" in tuned:
+        facts_of_model.append(("Trained parameters", f"{tuned['trainable_parameters']:,}"))
+        facts_of_model.append(("Steps", f"{tuned['steps']}, the best after {tuned['best_step']}"))
+    stages = _runtimes()
+    return {"data": data, "model": facts_of_model, "parameters": ran, "stages": stages, "total": _total(stages)}
+
+
+def lock() -> dict[str, Any]:
+    """dvc.lock, which says what was run with which parameters; {} if nothing was run with DVC."""
+    return read_mapping("dvc.lock") if Path("dvc.lock").exists() else {}
+
+
+def parameters(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that the stages were run with: "finetune.lora.r" of params.yaml, "configs/models/X.yaml:id"."""
+    found: dict[str, Any] = {}
+    for name in _STAGES:
+        for file, values in lock.get("stages", {}).get(name, {}).get("params", {}).items():
+            found |= _flat(values, "" if file == "params.yaml" else f"{file}:")
+    return dict(sorted(found.items()))
+
+
+def changes(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The parameters that differ between two runs: key, here and there, as JSON; "" where there is no such key."""
+    shown = [
+        {side: json.dumps(run[key], ensure_ascii=False) if key in run else "" for side, run in sides} | {"key": key}
+        for sides in [(("here", here), ("there", there))]
+        for key in sorted({*here, *there})
+    ]
+    return [change for change in shown if change["here"] != change["there"]]
+
+
+def _short(revision: str) -> str:
+    """A hash with as many digits as people compare; the list of parameters has all of them."""
+    kind, _, digits = revision.rpartition(":")
+    return f"{kind}:{digits[:12]}…" if kind else revision[:12] + "…" * (len(revision) > 12)
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _runtimes() -> list[dict[str, Any]]:
+    """metrics/runtime/ by stage, without stages that had nothing to do: robustness can be switched off."""
+    paths = {name: Path("metrics", "runtime", f"{name}.json") for name in _STAGES}
+    found = [{"stage": name} | json_files.read(path) for name, path in paths.items() if path.exists()]
+    return [runtime for runtime in found if runtime.get("samples") != 0]
+
+
+def _total(stages: list[dict[str, Any]]) -> dict[str, float]:
+    return {
+        "seconds": sum(stage.get("seconds", 0) for stage in stages),
+        "dollars": sum(stage.get("dollars", 0) for stage in stages),
+    }
+
+
+def _details(path: str) -> dict[str, Any]:
+    return json_files.read(path) if Path(path).exists() else {}

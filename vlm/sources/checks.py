@@ -1,0 +1,79 @@
+"""Checks of decisions, near duplicates and groups. A warning is one line, and none for what is normal."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
+
+from vlm.config.errors import InputError
+from vlm.config.task import Decisions, Task
+from vlm.sources.near_duplicates import Swallowed
+from vlm.sources.pool import Pool
+from vlm.sources.report import count
+from vlm.sources.splits import Skipped
+
+
+def decisions_file(task: Task) -> str:
+    return task.decisions or f"configs/tasks/{task.name}.yaml"
+
+
+def require_known(task: Task, decisions: Decisions, known: Callable[[str], object], examples: Collection[str]) -> None:
+    """Raises InputError if there is a decision about an unknown picture. The message names the most similar example."""
+    for key in ("exclude", "relabel"):
+        unknown = [id_ for id_ in getattr(decisions, key) if not known(id_)]
+        if unknown:
+            example = next(iter(get_close_matches(unknown[0], examples, 1) or examples))
+            more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            raise InputError(
+                f"{decisions_file(task)}: {key}: there is no picture {unknown[0]!r}{more}; ids look like {example!r}"
+            )
+
+
+def relabelled_in_vain(task: Task, decisions: Decisions, skipped: Sequence[Skipped]) -> list[str]:
+    """A warning about relabelled pictures that are left out of the splits."""
+    found = [skip for skip in skipped if skip.id in decisions.relabel]
+    if not found:
+        return []
+    return [
+        f"{decisions_file(task)}: relabel: no effect on {count(len(found), 'picture')} left out of the splits, such as "
+        f"{found[0].id}, which {found[0].reason}"
+    ]
+
+
+def alike(swallowed: Sequence[Swallowed]) -> list[str]:
+    """A warning about near duplicates that were not kept on one side because they are most of a class."""
+    if not swallowed:
+        return []
+    worst = max(swallowed, key=lambda found: found.alike)
+    more = f" (and most of {count(len(swallowed) - 1, 'other label')})" if len(swallowed) > 1 else ""
+    return [
+        f"near duplicates: {worst.alike} of {worst.pictures} pictures of {worst.label!r}{more} look alike to the "
+        "perceptual hash, so they are split like other pictures; columns.group keeps together what belongs together"
+    ]
+
+
+def few_groups(task: Task, pool: Pool, splits: int) -> list[str]:
+    """A warning about labels with fewer groups than the number of splits that are drawn from the pool."""
+    if pool.groups is None:
+        return []
+    groups: dict[str, set[str | None]] = {label: set() for label in task.labels}
+    for label, group in zip(pool.labels, pool.groups, strict=True):
+        if label is not None:
+            groups[label].add(group)
+    few = [label for label, of_label in groups.items() if None not in of_label and len(of_label) < splits]
+    if not few:
+        return []
+    more = f" (and {len(few) - 1} more like it)" if len(few) > 1 else ""
+    return [
+        f"columns.group: {few[0]!r}{more} has pictures of {count(len(groups[few[0]]), 'group')}, too few for "
+        f"{count(splits, 'split')}"
+    ]
+
+
+def shared_groups(groups: Mapping[str, set[str]]) -> list[str]:
+    """A warning about groups that the source's own test split shares with the others; `groups` are by split."""
+    shared = groups["test"] & (groups["train"] | groups["validation"])
+    if not shared:
+        return []
+    return [
+        f"columns.group: the source's test split shares {count(len(shared), 'group')} with the other splits, such as "
+        f"{min(shared)!r}; `source.test: null` holds test out of train, group by group"
+    ]
