@@ -76,7 +76,7 @@ def test_blank_pictures_are_no_duplicates_of_each_other(photos, wall):
 @pytest.mark.parametrize("side", [8, 64])
 def test_drawings_that_all_look_alike_are_no_duplicates_but_a_copy_among_them_is(side):
     digits = load_digits()
-    drawn = [Image.fromarray((pixels * 15.9).astype(np.uint8)).convert("RGB") for pixels in digits.images[:300]]
+    drawn = [Image.fromarray((pixels * 15.9).astype(np.uint8)).convert("RGB") for pixels in digits.images[:150]]
     drawn = [image.resize((side, side)) for image in drawn]
     split = [(str(i), str(digits.target[i]), encoded(image, "PNG")) for i, image in enumerate(drawn)]
     copy = ("copy", str(digits.target[7]), encoded(drawn[7], quality=98))
