@@ -9,6 +9,9 @@ from vlm.measuring.measure import measure
 
 def main(name: str) -> None:
     values = measure(name, load_params().task)
+    if "unavailable" in values:
+        print(f"{name}: nothing to measure: {values['unavailable']}")
+        return
     line = (
         f"{name}: {100 * values['accuracy']:.1f} % of {values['samples']} right "
         f"({100 * values['low']:.1f} to {100 * values['high']:.1f})"

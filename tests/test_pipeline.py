@@ -158,7 +158,7 @@ def test_every_stage_leaves_its_results_and_says_them_in_a_line(tmp_path_factory
         assert re.match(rf"{name}: \d+\.\d % of 40 right \(\d+\.\d to \d+\.\d\)", said[name])
     assert re.match(r"finetune: best at step \d+ of 40: \d+\.\d % of 16 validation samples right", said["finetune"])
     assert "McNemar p" in said["compare"]
-    assert "a linear probe" in said["compare"]
+    assert "on frozen vision features" in said["compare"]
     assert re.match(
         r"probe: linear probe with C = \S+, nearest neighbours with k = \d+, both chosen on 16 ", said["probe"]
     )

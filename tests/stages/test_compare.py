@@ -43,7 +43,7 @@ def test_the_line_ends_with_what_fine_tuning_gains_over_the_probe(compared, tmp_
     line = compared(structured_eval=50, final_eval=90, probe_linear=70)
     assert line == (
         "compare: fine-tuning gains 40.0 points (30.0 to 50.0): 40 gained, 0 lost, McNemar p = 1.8e-12; 20.0 points "
-        "(12.0 to 28.0) more than a linear probe, McNemar p = 1.9e-06"
+        "(12.0 to 28.0) more than a linear probe on frozen vision features, McNemar p = 1.9e-06"
     )
     assert json.loads((tmp_path / "metrics/compare.json").read_text()) == {
         "gain": 0.4,
@@ -59,10 +59,16 @@ def test_the_line_ends_with_what_fine_tuning_gains_over_the_probe(compared, tmp_
 def test_a_probe_that_beats_the_fine_tuned_model_comes_first(compared, tmp_path):
     line = compared(structured_eval=50, final_eval=70, probe_linear=90)
     assert line.startswith(
-        "compare: a linear probe on frozen vision features beats the fine-tuned model by 20.0 points (12.0 to 28.0), "
+        "compare: the fine-tuned model is 20.0 points (12.0 to 28.0) worse than a linear probe on frozen vision features, "
         "McNemar p = 1.9e-06; fine-tuning gains 20.0 points"
     )
     assert details(tmp_path)["over_probe_gain"] == -0.2
+
+
+def test_the_better_of_the_two_probes_is_named(compared, tmp_path):
+    line = compared(structured_eval=50, final_eval=70, probe_linear=80, probe_nearest=90)
+    assert line.startswith("compare: the fine-tuned model is 20.0 points (12.0 to 28.0) worse than nearest neighbours")
+    assert details(tmp_path)["over_probe_gain"] == -0.1
 
 
 def test_so_does_a_probe_that_cannot_be_told_from_the_fine_tuned_model(compared):

@@ -15,15 +15,21 @@ def measure(name: str, task: Task) -> dict[str, Any]:
     Writes plots/<name>/: details.json with all metrics, the CSV files that `dvc plots` draws, and mistakes.png, a
     contact sheet of wrong answers. Writes only the accuracy to metrics/<name>.json: `dvc exp show` puts the file's name
     before each metric that several files have, and with more of them its table would not fit on a screen.
+
+    A probe of a model without vision features has no answers: the metrics are empty, and `unavailable` says why.
     """
+    plots = Path("plots", name)
     answers = Predictions.load(name)
     found = json_files.read(f"predictions/{name}.json")  # what the evaluation reports besides its answers
+    if "unavailable" in found:
+        json_files.write(plots / "details.json", found)
+        json_files.write(f"metrics/{name}.json", {})
+        return found
     values: dict[str, Any] = metrics.of(answers, task, found.get("temperature"))
     if answers.has_probabilities and Path(f"predictions/{name}_validation.parquet").exists():
         validation = Predictions.load(f"{name}_validation")
         if validation.has_probabilities:
             values["thresholds"] = thresholds.chosen(validation, answers)
-    plots = Path("plots", name)
     tables.write(plots, answers)
     sheets.mistakes(plots / "mistakes.png", answers)
     json_files.write(plots / "details.json", values | found)

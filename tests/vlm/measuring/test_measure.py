@@ -50,6 +50,13 @@ def test_raw_answers(place, predictions):
     }  # fmt: skip
 
 
+def test_a_probe_without_answers_has_no_metrics(place, predictions):
+    answered("probe_linear", predictions.assign(predicted=None), load_params().task.labels, unavailable="no tower")
+    assert measure("probe_linear", load_params().task) == {"unavailable": "no tower"}
+    assert json.loads(Path("metrics/probe_linear.json").read_text()) == {}
+    assert [path.name for path in Path("plots/probe_linear").iterdir()] == ["details.json"]
+
+
 def test_thresholds_are_chosen_on_validation_if_it_was_answered(place, data):
     task = load_params().task
     frame = predictions_for(data, lambda i, label: label if i % 4 else LABELS[LABELS.index(label) - 1])
