@@ -11,7 +11,7 @@ def main() -> None:
         where = "on this machine"
     else:
         container = gpus.container_for(params.model, params.modal, several=True)
-        where = f"on Modal, {container.gpu}, {container.dollars_per_second * 3600:.2f} dollars an hour"
+        where = f"on Modal, {container.gpu}, {container.dollars_per_second * 3600:.2f} dollars an hour and container"
     print(f"check: the settings are valid; {params.model.name} runs {where}")
 
 

@@ -83,7 +83,7 @@ class Clone:
     def results(self) -> dict[str, str]:
         """The hashes in dvc.lock of everything that equal runs have in common: all but the runtimes."""
         lock = read_yaml(self.folder / "dvc.lock")
-        outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
+        outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]  # check has none
         return {out["path"]: out["md5"] for out in outs if not out["path"].startswith("metrics/runtime")}
 
     def start_finetune(self, *command: str) -> subprocess.Popen:

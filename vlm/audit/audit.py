@@ -48,12 +48,15 @@ class Audit:
 
 
 def audit(task: Task, emit: Emit) -> Audit:
-    """Looks at the pictures and labels of data/*.parquet. Raises InputError if one of these files is missing."""
+    """Looks at the pictures and labels of data/*.parquet.
+
+    Raises InputError if one of these files is missing or has labels that are not the task's.
+    """
     from vlm.audit import duplicates, label_errors, pictures
 
+    judgement = label_errors.judge(task.labels, SPLITS)  # first, because it tells at once if the data do not fit
     looks = pictures.looks(SPLITS, emit)
     bad, common = pictures.bad_pictures(looks)
-    judgement = label_errors.judge(task.labels, SPLITS)
     found = [*bad, *duplicates.near_duplicates(looks, emit), *label_errors.label_errors(judgement)]
     return Audit(
         suspects=suspects.ranked(found),

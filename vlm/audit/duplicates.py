@@ -35,9 +35,10 @@ _OTHERS, _RATIO, _SAME = 10, 0.15, 0.01
 def near_duplicates(looks: Sequence[Look], emit: Emit) -> list[Suspect]:
     """One suspect for each picture that is a copy of an earlier one in `looks`, which is its `other`.
 
-    Put the splits that should stay as they are first in `looks`. Blank pictures are left out.
+    Put the splits that should stay as they are first in `looks`. Pictures without coarse detail, such as blank ones,
+    are left out, because their thumbnails are alike.
     """
-    usable = [i for i, look in enumerate(looks) if not look.blank]
+    usable = [i for i, look in enumerate(looks) if not look.plain]
     pairs = _candidates([looks[i] for i in usable], emit)
     pairs = np.array(usable, int)[pairs]  # (pairs, 2), indices into looks, the first the smaller one
     differing = np.concatenate([np.empty(0), *_in_parts(looks, pairs, emit)])
@@ -45,9 +46,8 @@ def near_duplicates(looks: Sequence[Look], emit: Emit) -> list[Suspect]:
     for (i, j), difference in zip(pairs.tolist(), differing.tolist(), strict=True):
         of_picture[i].append(difference)
         of_picture[j].append(difference)
-    found: dict[
-        int, tuple[int, float]
-    ] = {}  # a picture -> the first one that it is a copy of, and how much they differ
+    # A picture -> the first one that it is a copy of, and how much they differ
+    found: dict[int, tuple[int, float]] = {}
     for (i, j), difference in zip(pairs.tolist(), differing.tolist(), strict=True):
         small = any(min(looks[k].width, looks[k].height) < THUMBNAIL for k in (i, j))
         limit = 0.0 if small else min(_LIMIT, *(_stands_out(of_picture[k]) for k in (i, j)))

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from vlm.audit.suspects import Sample, Suspect
-from vlm.data import dataset, predictions
+from vlm.config.errors import InputError
+from vlm.data import dataset, json_files, predictions
 
+PROBE = "linear probe"
 # What a model is called, and the predictions with its probabilities for each split.
 MODELS = {
-    "linear probe": {
+    PROBE: {
         "train": "probe_linear_train",
         "validation": "probe_linear_validation",
         "test": "probe_linear",
@@ -88,23 +90,28 @@ def judge(labels: Sequence[str], splits: dict[str, Path], only: str | None = Non
     """Reads the predictions that there are for `splits`, {name: file}; of all models, or `only` of one.
 
     Predictions for other samples or labels than those in the splits are not used. Raises InputError if a file of
-    `splits` is missing.
+    `splits` is missing or has a label that is not one of `labels`.
     """
-    samples: dict[str, list[Sample]] = {}
-    for split, path in splits.items():
-        samples[split] = [Sample(split, id_, label) for id_, label in zip(*dataset.ids_and_labels(path), strict=True)]
+    samples = {split: _samples(split, path, labels) for split, path in splits.items()}
     of_split: dict[str, list[np.ndarray]] = {split: [] for split in splits}
     absent, unusable = [], []
+    models = [only] if only else [*MODELS, NEIGHBOURS]
+    if reason := _without_features():
+        if {PROBE, NEIGHBOURS} & set(models):
+            unusable.append(
+                f"labels, with the {PROBE} and the {NEIGHBOURS}: the model gives no vision features: {reason}"
+            )
+        models = [model for model in models if model not in (PROBE, NEIGHBOURS)]
     for model, names in MODELS.items():
         for split in splits:
-            if split not in names or only not in (None, model):
+            if split not in names or model not in models:
                 continue
             if not Path("predictions", f"{names[split]}.parquet").exists():
                 absent.append(names[split])
                 continue
             found = _probabilities(names[split], samples[split], len(labels))
             unusable.append(found) if isinstance(found, str) else of_split[split].append(found)
-    if only in (None, NEIGHBOURS):
+    if NEIGHBOURS in models:
         found = _neighbours(samples, labels)
         if found is None:
             absent.append(FEATURES)
@@ -149,6 +156,23 @@ def label_errors(judgement: Judgement) -> list[Suspect]:
     return suspects
 
 
+def _samples(split: str, path: Path, labels: Sequence[str]) -> list[Sample]:
+    """The samples of a split. Raises InputError if one has a label that is not one of `labels`, the task's."""
+    samples = [Sample(split, id_, label) for id_, label in zip(*dataset.ids_and_labels(path), strict=True)]
+    for sample in samples:
+        if sample.label not in labels:
+            raise InputError(
+                f"{path}: label {sample.label!r} is not one of the task's labels; `dvc repro prepare` writes it again"
+            )
+    return samples
+
+
+def _without_features() -> str | None:
+    """Why the model gives no vision features; None if it does, or if the stage `probe` has not run."""
+    path = Path("predictions", f"{FEATURES}.json")
+    return json_files.read(path).get("unavailable") if path.exists() else None
+
+
 def _percent(p: float) -> str:
     return f"{100 * p:.1f} %" if p >= 0.001 else "less than 0.1 %"
 
@@ -156,12 +180,14 @@ def _percent(p: float) -> str:
 def _probabilities(name: str, samples: list[Sample], labels: int) -> np.ndarray | str:
     """The probabilities in predictions/<name>.parquet, (samples, labels); or why they cannot be used."""
     path = f"predictions/{name}.parquet"
-    again = f"`dvc repro {predictions.stage(name)}`"
+    stage = predictions.stage(name)
+    again = f"`dvc repro {stage}`"
     table = predictions.read(name)
     if list(zip(table["id"], table["label"], strict=True)) != [(sample.id, sample.label) for sample in samples]:
         return f"{path}: answers to other samples than those of the split; {again} writes it again"
     if table["probabilities"].isna().any():
-        return f"{path}: has no probabilities; structured_eval.engine: posterior gives them"
+        remedy = f"{again} writes it again" if stage == "probe" else "structured_eval.engine: posterior gives them"
+        return f"{path}: has no probabilities; {remedy}"
     if any(len(row) != labels for row in table["probabilities"]):
         return f"{path}: answers with other labels than the task's; {again} writes it again"
     return np.stack(table["probabilities"].to_list())

@@ -26,7 +26,8 @@ THUMBNAIL = 48  # pixels
 _AT_ONCE = 64  # picture files in memory
 
 _GRID = 16  # pixels; scaled down to 16 x 16, a picture shows no detail that is smaller than a sixteenth of its side
-_BLANK = 8  # levels of 255: a picture is blank if no channel varies by more when it is scaled down so
+_PLAIN = 8  # levels of 255: a picture is plain if no channel varies by more when it is scaled down so
+_NOISE = 16  # levels of 255: a plain picture is blank unless a channel's standard deviation is larger, as of stripes
 _BLURRED = 0.01  # of the variance: a picture is blurred if no more than this is lost when it is scaled down so
 _DARK = 64  # levels of 255: a picture is dark if not even its brightest hundredth reaches this
 _COMMON = 0.2  # of the pictures: if more are dark, say, that is what the data look like, and no help in a list
@@ -44,12 +45,18 @@ class Look:
     thumbnail: np.ndarray  # (48, 48, 3), uint8: RGB, without regard to the picture's shape
     brightest: float  # the 99th percentile of the brightness, 0 to 255
     detail: float  # the fraction of the brightness's variance that is lost when it is scaled down to 16 x 16 pixels
+    deviation: float  # the largest standard deviation of a colour channel, in levels of 255
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has one colour when it is scaled down, as blank pictures and those of a fine pattern have."""
+        step = THUMBNAIL // _GRID
+        grid = self.thumbnail.reshape(_GRID, step, _GRID, step, 3).mean((1, 3))
+        return bool(np.ptp(grid, axis=(0, 1)).max() <= _PLAIN)
 
     @property
     def blank(self) -> bool:
-        step = THUMBNAIL // _GRID
-        grid = self.thumbnail.reshape(_GRID, step, _GRID, step, 3).mean((1, 3))
-        return bool(np.ptp(grid, axis=(0, 1)).max() <= _BLANK)
+        return self.plain and self.deviation <= _NOISE
 
 
 def looks(splits: dict[str, Path], emit: Emit) -> list[Look]:
@@ -83,7 +90,15 @@ def _look(split: str, row: dataset.Row) -> Look:
     detail = float(((pixels - np.asarray(coarse, np.float32)) ** 2).mean() / max(pixels.var(), 1))
     thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     hashed = imagehash.average_hash(image, hash_size=16).hash.ravel()
-    return Look(Sample(split, row.id, row.label), *size, hashed, thumbnail, float(np.percentile(pixels, 99)), detail)
+    return Look(
+        Sample(split, row.id, row.label),
+        *size,
+        hashed,
+        thumbnail,
+        brightest=float(np.percentile(pixels, 99)),
+        detail=detail,
+        deviation=float(np.std(image, axis=(0, 1)).max()),
+    )
 
 
 def bad_pictures(found: Sequence[Look]) -> tuple[list[Suspect], list[str]]:

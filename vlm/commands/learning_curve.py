@@ -1,7 +1,7 @@
 """`python -m vlm learning-curve`: accuracy against the number of training rows, as a table and a chart.
 
 It reads the experiments that `make learning-curve` has run: those of the current commit, and the commit itself, as long
-as they have the settings of ./params.yaml in all but prepare.train. Runs nothing.
+as they have the commit's code and configs/ and, in all but prepare.train, the settings of ./params.yaml. Runs nothing.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
+from ruamel.yaml import YAML
 
 from vlm.config.errors import InputError
 from vlm.config.yaml_files import read_mapping
@@ -20,6 +20,7 @@ from vlm.measuring import charts
 # What is drawn, and its name in the chart
 _CURVES = {"structured_eval": "structured", "probe_linear": "linear probe", "final_eval": "fine-tuned"}
 _MEASURED = ("samples", "accuracy", "low", "high")  # keys of details.json
+_SAME = ("configs", "stages", "vlm")  # folders in which an experiment must not differ from its commit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
         {"train_rows": size, "name": name, "run": run} | {key: details[name][key] for key in _MEASURED}
         for size, (run, details) in found.items()
         for name in _CURVES
+        if "unavailable" not in details[name]  # a probe of a model without vision features
     ]
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "accuracy.csv").open("w", encoding="utf-8", newline="") as file:
@@ -48,6 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
     curves = {
         title: [(row["train_rows"], row["accuracy"], row["low"], row["high"]) for row in rows if row["name"] == name]
         for name, title in _CURVES.items()
+        if any(row["name"] == name for row in rows)
     }
     charts.learning_curve(arguments.out / "accuracy.png", curves)
     print("training rows  " + "  ".join(f"{title:>12}" for title in curves))
@@ -59,21 +62,24 @@ def main(arguments: argparse.Namespace) -> None:
 def runs(params: dict) -> dict[int, tuple[str, dict[str, dict]]]:
     """The runs of this commit by their number of training rows, fewest first: name, and details.json by prediction.
 
-    A run counts if it has the values of `params`, which are those of params.yaml, in all but prepare.train. Of several
-    with equally many training rows the newest experiment counts. Raises InputError if not all of them have the same
-    test split.
+    A run counts if it has the commit's code and configs/ and the values of `params`, which are those of params.yaml, in
+    all but prepare.train. Of several with equally many training rows the newest experiment counts. Raises InputError if
+    not all of them have the same test split.
     """
     found, tests = {}, {}
+    yaml = YAML(typ="safe", pure=True)  # as read_mapping reads params.yaml
     for name, revision in _revisions():
         text = _git("show", f"{revision}:params.yaml")
-        if text is None or _without_size(yaml.safe_load(text)) != _without_size(params):
+        if text is None or _without_size(yaml.load(text)) != _without_size(params):
+            continue
+        if any(_git("rev-parse", f"{revision}:{folder}") != _git("rev-parse", f"HEAD:{folder}") for folder in _SAME):
             continue
         files = {stage: _git("show", f"{revision}:plots/{stage}/details.json") for stage in ("prepare", *_CURVES)}
         lock = _git("show", f"{revision}:dvc.lock")
         if lock is None or None in files.values():
             continue
         details = {stage: json.loads(file) for stage, file in files.items()}
-        outs = yaml.safe_load(lock)["stages"]["prepare"]["outs"]
+        outs = yaml.load(lock)["stages"]["prepare"]["outs"]
         (tests[name],) = [out["md5"] for out in outs if out["path"] == "data/test.parquet"]
         found.setdefault(details["prepare"]["train_rows"], (name, details))
     used = {tests[name]: name for name, _ in found.values()}

@@ -65,20 +65,34 @@ def verify_source(task: Task) -> str | None:
 
 
 def folder_hash(folder: Path) -> str:
-    """`sha256:` and a hash of the names and contents of a folder's visible files, the same on every machine."""
+    """`sha256:` and a hash of the names and contents of a folder's visible files, the same on every machine.
+
+    Raises InputError if a file cannot be read.
+    """
     digest = hashlib.sha256()
     for name in visible_files(folder):
-        with (folder / name).open("rb") as file:
-            digest.update(f"{name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+        try:
+            with (folder / name).open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(f"{folder / name}: cannot be read: {reason}; correct or remove it") from None
+        digest.update(f"{name}\0".encode() + content)
     return f"sha256:{digest.hexdigest()}"
 
 
 def visible_files(folder: Path) -> list[str]:
-    """The sorted paths, relative and with `/`, of a folder's files and those of its subfolders, without hidden ones."""
+    """The sorted paths, relative and with `/`, of a folder's files and those of its subfolders, without hidden ones.
+
+    Raises InputError for a name that is not UTF-8, which is no text and cannot be written to any of our files.
+    """
     names = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         names += [Path(parent, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # stands for a byte that is not UTF-8
+            raise InputError(f"{str(folder / name)!r}: the name is not UTF-8; rename it")
     return sorted(names)
 
 

@@ -47,8 +47,8 @@ class Source(Frozen):
     train: str = "train"
     test: str | None = None
     expect: Expected | None = None
-    # A folder of pictures: folder/LABEL/*.jpg; or folder/{train,validation,test}/LABEL/*.jpg; or a metadata file (CSV
-    # or JSONL, relative to the folder) that lists pictures and their labels, in the columns that `columns` names.
+    # A folder of pictures: folder/LABEL/*.jpg; or folder/{train,validation,test}/LABEL/*.jpg; or a metadata file in it
+    # (CSV or JSONL, relative to the folder) that lists pictures and their labels, in the columns that `columns` names.
     # `python -m vlm pin` writes `sha256`.
     folder: str | None = None
     metadata: str | None = None
@@ -71,6 +71,12 @@ class Source(Frozen):
             raise ValueError(f"{stray[0]} has no effect with {kinds[0]}; remove it")
         if self.hub is not None and self.test == self.train:
             raise ValueError(f"test: {self.test!r} is also the train split; null holds test out of train")
+        path = PurePosixPath(self.metadata or "")
+        if path.is_absolute() or any(part.startswith(".") for part in path.parts):  # `..` is one of these parts
+            raise ValueError(
+                f"metadata: {self.metadata!r} should be a file in the folder, neither hidden nor in a hidden folder, "
+                "because sha256 covers no others"
+            )
         return self
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlm.config.errors import InputError
 from vlm.config.params import load_params
@@ -39,6 +39,11 @@ class Predictions:
             what = (
                 f"the label {unknown[0]!r}, which is not one" if unknown else "probabilities of other labels than those"
             )
+            if revision:
+                raise InputError(
+                    f"predictions/{name}.parquet: has {what} of the task in params.yaml, both as of {revision.name}; "
+                    f"name a revision where the two belong together"
+                )
             raise InputError(
                 f"predictions/{name}.parquet: has {what} of the task in params.yaml; "
                 f"`dvc repro {predictions.stage(name)}` makes it again"
@@ -59,8 +64,8 @@ class Predictions:
         if revision is None:
             return cls(name, predictions.read(name), load_params().task.labels)
         there = revision if isinstance(revision, Revision) else Revision(revision)
-        task = there.read_yaml("params.yaml")["task"]
-        labels = there.read_yaml(f"configs/tasks/{task}.yaml")["labels"]
+        task = _value(there, "params.yaml", "task")
+        labels = _value(there, f"configs/tasks/{task}.yaml", "labels")
         with there.open(f"predictions/{name}.parquet") as file:
             return cls(name, pd.read_parquet(file), labels, there)
 
@@ -159,3 +164,11 @@ class Predictions:
         if 2 * len(both) <= self.frame["id"].isin(other.frame["id"]).sum():
             raise InputError(f"{self.name} and {other.name}: are answers to different samples; expected some in common")
         return tuple(one.frame.set_index("id").loc[both].reset_index() for one in (self, other))
+
+
+def _value(there: Revision, path: str, key: str) -> Any:
+    """A key's value in a YAML file of a revision. Raises InputError if there is none."""
+    values = there.read_yaml(path)
+    if not isinstance(values, dict) or not values.get(key):
+        raise InputError(f"{path}: has no {key} in {there.name}")
+    return values[key]

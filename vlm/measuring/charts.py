@@ -23,7 +23,7 @@ Bar = tuple[str, float, float, float]
 def accuracy(path: Path, rows: Sequence[Bar], baselines: Sequence[Bar] = ()) -> None:
     """Writes a PNG with one bar for each row, after those of the baselines, which are pale and stand apart.
 
-    A dashed line continues the last baseline through the bars, so that the eye need not measure.
+    A dashed line continues the best baseline through the bars, so that the eye need not measure.
     """
     from matplotlib.figure import Figure
 
@@ -32,8 +32,9 @@ def accuracy(path: Path, rows: Sequence[Bar], baselines: Sequence[Bar] = ()) -> 
     axes = figure.add_subplot()
     if baselines:
         last = len(baselines) - 1
-        level = 100 * baselines[last][1]
-        axes.plot([last, places[-1] + 0.4], [level, level], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+        best = max(range(len(baselines)), key=lambda i: baselines[i][1])
+        level = 100 * baselines[best][1]
+        axes.plot([best, places[-1] + 0.4], [level, level], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
         for name, start, stop in (("baselines", 0, last), ("this pipeline", places[last + 1], places[-1])):
             _caption(axes, name, start, stop)
     for x, (_, *values) in zip(places, [*baselines, *rows], strict=True):

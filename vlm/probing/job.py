@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from vlm.config.errors import InputError
 from vlm.config.events import Emit, Log, Progress
 from vlm.config.models import ModelConfig
 from vlm.config.params import ImageParams
@@ -63,9 +64,19 @@ class FeatureExtraction:
         self.merge([directory], directory)
 
     def answer(self, directory: Path, emit: Emit, shard: tuple[int, int] = (0, 1)) -> None:
-        """Computes the batches of shard (i, n), every n-th batch from the i-th on, and records them in `directory`."""
+        """Computes the batches of shard (i, n), every n-th batch from the i-th on, and records them in `directory`.
+
+        Raises InputError if a split has no rows.
+        """
         from vlm.models import loading
 
+        for split, data in self.splits.items():
+            if not dataset.count(data):
+                raise InputError(
+                    f"{data}: has no rows, but the probe needs some in every split; set prepare.{split} in params.yaml "
+                    "to a number, or add pictures"
+                )
+        (directory / _UNAVAILABLE).unlink(missing_ok=True)  # an earlier run's reason, which may be gone
         emit(Progress(0, self._total, _UNIT))
         model, processor = loading.load(self.model, self.image)
         started, computed = time.perf_counter(), 0

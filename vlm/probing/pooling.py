@@ -6,7 +6,7 @@ docs/baselines.md compares this with other ways of pooling.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vlm.models import loading, memory
+from vlm.models import loading
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ def pooled(model: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") -> "t
     `inputs` are the processor's, one picture a sample, on the model's device. Architectures arrange patches differently
     (padded, in tiles, or in one row for the whole batch), but a picture always has the same share of the batch's
     patches as of the image tokens in its prompts. Raises NoFeatures if the model does not give its tower's last hidden
-    state, or if those shares are not whole numbers of patches.
+    state, if those shares are not whole numbers of patches, or if a feature is infinite or not a number.
     """
     import torch
 
@@ -35,7 +35,14 @@ def pooled(model: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") -> "t
             raise NoFeatures(f"its {len(patches)} patches do not divide into the pictures of a batch")
         sizes = (tokens * len(patches) // total).tolist()
         parts = patches.float().split(sizes)
-        return torch.stack([torch.cat([part.mean(0), part.amax(0)]) for part in parts]).cpu()
+        features = torch.stack([torch.cat([part.mean(0), part.amax(0)]) for part in parts]).cpu()
+    if not torch.isfinite(features).all():
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise NoFeatures(
+            f"its vision tower gives values that are not finite in {dtype}; options: {{dtype: float32}} in the model's "
+            "file has the widest range"
+        )
+    return features
 
 
 def _patches(model: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
@@ -43,9 +50,8 @@ def _patches(model: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") -> 
     given = loading.picture_inputs(inputs)
     try:
         state = model.get_image_features(**given).last_hidden_state
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # of an architecture that does it otherwise
-        if isinstance(error, RuntimeError) and memory.is_out_of_memory(error):
-            raise
+    # Errors of an architecture that does it otherwise. Any other RuntimeError may be the GPU's fault.
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NoFeatures(f"get_image_features: {reason}") from error
     if state is None or state.ndim not in (2, 3):

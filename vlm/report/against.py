@@ -1,7 +1,7 @@
 """Another revision or experiment beside this one: which answers changed, and whether that is more than chance."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,26 +16,29 @@ from vlm.report.answers import TEST, TITLES
 _NOT_SHARED = -2
 
 
-def compare_with(revision: str, here: Mapping[str, Predictions]) -> dict[str, Any]:
+def compare_with(revision: str, here: Mapping[str, Predictions], stale: Collection[str] = ()) -> dict[str, Any]:
     """Compares the predictions `here` with those of the same names at `revision`, on the test samples of both.
 
-    A sample is of both if its id and its picture are. It counts as right if the answer is its label here, so that a
-    label that was corrected in between changes no comparison; `relabelled` is the number of such samples. In `models`,
-    `predicted` has a place among `labels` per test sample, -1 for no label and -2 for a sample that is not shared.
-    Raises InputError if there is nothing to compare.
+    A sample is of both if its id and its picture are, and if all predictions there answer it. It counts as right if the
+    answer is its label here, so that a label that was corrected in between changes no comparison; `relabelled` is the
+    number of such samples. In `models`, `predicted` has a place among `labels` per test sample, -1 for no label and -2
+    for a sample that is not shared.
+    The parameters of stages in `stale` are not compared. Raises InputError if there is nothing to compare.
     """
     there, lock = Revision(revision), run.lock()
     theirs: dict[str, Predictions] = {}
     reasons = []
     for name in here:
         try:
-            theirs[name] = Predictions.load(name, revision)
+            theirs[name] = Predictions.load(name, there)
         except InputError as error:
             reasons.append(error)
     if not theirs:
         raise InputError(f"--against: {reasons[0]}")
     their_lock = _lock_of(there)
     shared = _shared_ids(there, lock, their_lock, next(iter(theirs.values())))
+    # What a revision committed need not be of one run: its predictions can be older than its test split.
+    shared &= set.intersection(*({*table.frame["id"]} for table in theirs.values()))
     if not shared:
         raise InputError(
             f"--against: {revision}: shares no test sample with this run, so the two cannot be compared; both need the "
@@ -48,7 +51,7 @@ def compare_with(revision: str, here: Mapping[str, Predictions]) -> dict[str, An
         "relabelled": _relabelled(next(iter(here.values())), next(iter(theirs.values())), shared),
         "labels": list(next(iter(theirs.values())).labels),
         "missing": [TITLES[name] for name in here if name not in theirs],
-        "changed": run.changes(run.parameters(lock), run.parameters(their_lock)),
+        "changed": run.changes(run.parameters(lock, stale), run.parameters(their_lock)),
         "models": {name: _pair(here[name], theirs[name], shared, list(ids)) for name in theirs},
     }
 

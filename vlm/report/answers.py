@@ -1,11 +1,11 @@
 """The answers of every model, in the form that the page reads: columns in the order of the test split."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.config.errors import InputError
-from vlm.data import dataset, json_files
+from vlm.data import dataset, json_files, predictions
 from vlm.evaluation.intervals import wilson
 from vlm.measuring import metrics
 from vlm.measuring.answers import Predictions
@@ -29,22 +29,25 @@ BASELINES = ("majority", "probe_nearest", "probe_linear")
 _TOP = 5  # labels whose probabilities the page shows
 
 
-def load() -> dict[str, Predictions]:
-    """The predictions of the test split that exist, by name.
+def load(stale: Collection[str] = ()) -> tuple[dict[str, Predictions], list[str]]:
+    """The predictions of the test split that exist, by name, and the names of those left out: of the stages `stale`.
 
     Raises InputError if there are none, or if any of them are of other samples than data/test.parquet.
     """
-    found = {name: Predictions.load(name) for name in TITLES if _is_there(name)}
+    there = [name for name in TITLES if _is_there(name)]
+    left_out = [name for name in there if predictions.stage(name) in stale]
+    found = {name: Predictions.load(name) for name in there if name not in left_out}
     if not found:
+        reason = "all are of another model or task than params.yaml" if left_out else "there are none to report"
         raise InputError(
-            "predictions/: there are none to report; `dvc repro` makes them, "
-            "`dvc repro measure@structured_eval` without fine-tuning, `dvc pull` fetches them"
+            f"predictions/: {reason}; `dvc repro` makes them, "
+            f"`dvc repro measure@structured_eval` without fine-tuning, `dvc pull` fetches them"
         )
     ids, labels = dataset.ids_and_labels(TEST)
-    for name, predictions in found.items():
-        if list(predictions.frame["id"]) != ids or list(predictions.frame["label"]) != labels:
+    for name, answers in found.items():
+        if list(answers.frame["id"]) != ids or list(answers.frame["label"]) != labels:
             raise InputError(f"predictions/{name}.parquet: is of other samples than {TEST}; `dvc repro` makes it anew")
-    return found
+    return found, left_out
 
 
 def _is_there(name: str) -> bool:
@@ -60,7 +63,7 @@ def leading(names: Mapping[str, Any]) -> str:
     return [name for name in TITLES if name in names][-1]
 
 
-def columns(predictions: Predictions, task: "Task") -> dict[str, Any]:
+def columns(model: Predictions, task: "Task") -> dict[str, Any]:
     """The accuracy of a model with its 95 % interval, and a list for each thing that the page shows of a sample.
 
     - predicted: the answer's place among the task's labels; -1 for an answer that is no label
@@ -73,37 +76,37 @@ def columns(predictions: Predictions, task: "Task") -> dict[str, Any]:
     """
     import numpy as np
 
-    frame, place = predictions.frame, {label: number for number, label in enumerate(predictions.labels)}
+    frame, place = model.frame, {label: number for number, label in enumerate(model.labels)}
     right, n = int(frame["right"].sum()), len(frame)
     low, high = wilson(right, n)
     answers = [answer if isinstance(answer, str) else None for answer in frame["predicted"]]
-    prescribed = {label: task.answer(label) for label in predictions.labels}
+    prescribed = {label: task.answer(label) for label in model.labels}
     texts = [
         None if answer and text == prescribed[answer] else text
         for answer, text in zip(answers, frame["text"], strict=True)
     ]
     found = {
-        "name": predictions.name,
-        "title": TITLES[predictions.name],
-        "baseline": predictions.name in BASELINES,
+        "name": model.name,
+        "title": TITLES[model.name],
+        "baseline": model.name in BASELINES,
         "right": right,
         "accuracy": right / n,
         "low": low,
         "high": high,
-        "order": seriation.order(predictions),
+        "order": seriation.order(model),
         "predicted": [place[answer] if answer else -1 for answer in answers],
         "texts": texts if any(text is not None for text in texts) else None,
         "confidence": None,
         "loss": None,
         "top": None,
     }
-    if not predictions.has_probabilities:
-        return found | {"lenient": metrics.lenient(predictions, task)["lenient_accuracy"]}
+    if not model.has_probabilities:
+        return found | {"lenient": metrics.lenient(model, task)["lenient_accuracy"]}
     probabilities = np.stack(frame["probabilities"].to_list())
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]
     truth = probabilities[np.arange(n), [place[label] for label in frame["label"]]]
     return found | {
-        "confidence": [round(float(p), 4) for p in frame["confidence"]],
+        "confidence": [round(float(p), 6) for p in frame["confidence"]],
         "loss": [round(float(loss), 3) for loss in -np.log(np.maximum(truth, 1e-12))],
         "top": [
             [value for label in labels for value in (int(label), round(float(row[label]), 4))]

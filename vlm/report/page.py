@@ -46,23 +46,25 @@ def write(folder: Path, params: "Params", emit: Emit, revision: str | None = Non
     """
     if folder.exists() and not _is_report(folder):
         raise InputError(f"{folder}: exists and is not a report; name a new folder")
-    found = answers.load()
-    page = _data(found, params, revision)
+    stale = run.stale(params)
+    found, left_out = answers.load(stale)
+    page = _data(found, params, stale, revision)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     test = [("test", row) for row in range(len(page["ids"]))]
-    suspicious = suspects.load()
+    suspicious = None if "audit" in stale else suspects.load()
     names = pictures.write(temporary, [*test, *(suspicious.pictures() if suspicious else ())], emit)
     page["pictures"] = [names[key] for key in test]
     if suspicious:
         page["suspects"] = _suspects(suspicious, names)
-    (temporary / "index.html").write_text(_html(page, found, params), encoding="utf-8")
+    html = _html(page, found, params, run.facts(params, stale), [answers.TITLES[name] for name in left_out])
+    (temporary / "index.html").write_text(html, encoding="utf-8")
     megabytes = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()) / 1e6
     _replace(folder, temporary)
     return Written(len(page["ids"]), len(found), megabytes)
 
 
-def _data(found: dict[str, Predictions], params: "Params", revision: str | None) -> dict[str, Any]:
+def _data(found: dict[str, Predictions], params: "Params", stale: set[str], revision: str | None) -> dict[str, Any]:
     """What the page's scripts read. Lists have an entry per test sample; labels are places in `labels`."""
     ids, labels = dataset.ids_and_labels(answers.TEST)
     place = {label: number for number, label in enumerate(params.task.labels)}
@@ -74,10 +76,10 @@ def _data(found: dict[str, Predictions], params: "Params", revision: str | None)
         "models": [answers.columns(found[name], params.task) for name in answers.TITLES if name in found],
         "lead": answers.leading(found),
         "tuning": {"before": "structured_eval", "after": "final_eval"} if tuned else None,
-        "against": against.compare_with(revision, found) if revision else None,
+        "against": against.compare_with(revision, found, stale) if revision else None,
         "training": curves.training() if tuned else None,
         "thresholds": curves.thresholds(name for name in ("structured_eval", "final_eval") if name in found),
-        "robustness": curves.robustness(),
+        "robustness": [] if "robustness" in stale else curves.robustness(),
         "suspects": None,
     }
 
@@ -89,10 +91,12 @@ def _suspects(found: suspects.Suspects, names: dict[tuple[str, int], str]) -> di
         | {"other_picture": names[row["other_split"], row["other_row"]] if row["other_split"] else None}
         for row in found.rows
     ]
-    return {"rows": rows, "total": found.total, "file": suspects.FILE.as_posix()}
+    return {"rows": rows, "total": found.total, "first": suspects.FIRST, "file": suspects.FILE.as_posix()}
 
 
-def _html(page: dict[str, Any], found: dict[str, Predictions], params: "Params") -> str:
+def _html(
+    page: dict[str, Any], found: dict[str, Predictions], params: "Params", facts: dict[str, Any], left_out: list[str]
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -113,7 +117,8 @@ def _html(page: dict[str, Any], found: dict[str, Predictions], params: "Params")
         lead=lead,
         samples=len(page["ids"]),
         sentences=verdict.sentences(found),
-        facts=run.facts(params),
+        left_out=left_out,
+        facts=facts,
         against=page["against"],
         suspects=page["suspects"],
         style=Markup("\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in _STYLES)),

@@ -57,7 +57,7 @@ def _chunks(numbers: Iterable[int]) -> Iterator[list[int]]:
 def _write_one(folder: Path, stem: str, data: bytes) -> str:
     """Writes both files of a picture, and returns the name of the larger one."""
     image = Image.open(io.BytesIO(data))
-    kind = {"JPEG": "jpg", "PNG": "png"}[image.format]
+    kind = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}[image.format]  # MPO begins with a JPEG, which browsers show
     kept = len(data) <= _KEPT_BYTES
     # The JPEG decoder skips detail that scaling would lose, up to a factor of 8 per side.
     image.draft("RGB", (2 * (THUMBNAIL if kept else _LARGE),) * 2)

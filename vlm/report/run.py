@@ -1,7 +1,7 @@
 """What was run: data, model, parameters, time and cost, from dvc.lock and metrics/runtime/."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ _STAGES = ("prepare", "baseline_eval", "structured_eval", "finetune", "final_eva
 _SPLITS = ("train", "validation", "test")
 
 
-def facts(params: "Params") -> dict[str, Any]:
+def facts(params: "Params", stale: Collection[str] = ()) -> dict[str, Any]:
     """The facts of the run: "data" and "model" as (name, value) pairs, "parameters" by key, and "stages" with times.
 
-    Raises InputError if a file that exists cannot be read.
+    Stages in `stale` are left out. Raises InputError if a file that exists cannot be read.
     """
-    ran = parameters(lock())
+    ran = parameters(lock(), stale)
     model, task = params.model, params.task
     source = task.source
     kind = "rendered badges" if source.badges else source.hub or f"folder {Path(source.folder or '').name}"
@@ -34,7 +34,7 @@ def facts(params: "Params") -> dict[str, Any]:
     if source.revision or source.sha256:
         data.append(("Revision", _short(source.revision or f"sha256:{source.sha256}")))
     file = f"configs/models/{model.name}.yaml:"
-    tuned = _details("plots/finetune/details.json")
+    tuned = {} if "finetune" in stale else _details("plots/finetune/details.json")
     facts_of_model = [
         ("Model", model.name),
         ("Repository", ran.get(f"{file}id", model.id)),
@@ -44,7 +44,7 @@ def facts(params: "Params") -> dict[str, Any]:
     if "trainable_parameters" in tuned:
         facts_of_model.append(("Trained parameters", f"{tuned['trainable_parameters']:,}"))
         facts_of_model.append(("Steps", f"{tuned['steps']}, the best after {tuned['best_step']}"))
-    stages = _runtimes()
+    stages = _runtimes(stale)
     return {"data": data, "model": facts_of_model, "parameters": ran, "stages": stages, "total": _total(stages)}
 
 
@@ -53,10 +53,30 @@ def lock() -> dict[str, Any]:
     return read_mapping("dvc.lock") if Path("dvc.lock").exists() else {}
 
 
-def parameters(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that the stages were run with: "finetune.lora.r" of params.yaml, "configs/models/X.yaml:id"."""
+def stale(params: "Params") -> set[str]:
+    """The stages that dvc.lock has with another model or task than `params`.
+
+    DVC leaves what a stage wrote in place when it runs others only, so these have to be told from the rest. It writes
+    dvc.lock after every stage, in `dvc exp run` too: inside a stage, it is up to date for the stages before.
+    """
+    now = {"model": params.model.name, "task": params.task.name}
+    found = set()
+    for name, stage in lock().get("stages", {}).items():
+        ran = stage.get("params", {}).get("params.yaml", {})
+        if any(ran.get(key, value) != value for key, value in now.items()):
+            found.add(name)
+    return found
+
+
+def parameters(lock: Mapping[str, Any], stale: Collection[str] = ()) -> dict[str, Any]:
+    """The parameters that the stages were run with: "finetune.lora.r" of params.yaml, "configs/models/X.yaml:id".
+
+    Without those of stages in `stale`.
+    """
     found: dict[str, Any] = {}
     for name in _STAGES:
+        if name in stale:
+            continue
         for file, values in lock.get("stages", {}).get(name, {}).get("params", {}).items():
             found |= _flat(values, "" if file == "params.yaml" else f"{file}:")
     return dict(sorted(found.items()))
@@ -85,9 +105,9 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return found
 
 
-def _runtimes() -> list[dict[str, Any]]:
+def _runtimes(stale: Collection[str]) -> list[dict[str, Any]]:
     """metrics/runtime/ by stage, without stages that had nothing to do: robustness can be switched off."""
-    paths = {name: Path("metrics", "runtime", f"{name}.json") for name in _STAGES}
+    paths = {name: Path("metrics", "runtime", f"{name}.json") for name in _STAGES if name not in stale}
     found = [{"stage": name} | json_files.read(path) for name, path in paths.items() if path.exists()]
     return [runtime for runtime in found if runtime.get("samples") != 0]
 

@@ -10,7 +10,7 @@ from vlm.config.errors import InputError
 from vlm.data import dataset
 
 FILE = Path("plots", "audit", "suspects.csv")
-_MOST = 1000  # rows in the page; the file has all
+FIRST = 1000  # rows in the page, besides all rows of the test split, which the gallery marks; the file has all
 _COLUMNS = ("rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason")
 
 
@@ -28,7 +28,7 @@ class Suspects:
 
 
 def load() -> Suspects | None:
-    """The most suspicious rows of plots/audit/suspects.csv; None if the audit has not run.
+    """The most suspicious rows of plots/audit/suspects.csv, and all of the test split; None if the audit has not run.
 
     Raises InputError if the file lacks a column, or names a sample that is not in data/.
     """
@@ -51,7 +51,7 @@ def load() -> Suspects | None:
         return places[split][sample]
 
     rows = []
-    for row in listed[:_MOST]:
+    for row in [*listed[:FIRST], *(row for row in listed[FIRST:] if row["split"] == "test")]:
         other_split, _, other = row["other"].partition("/")
         rows.append(
             {column: row[column] for column in _COLUMNS}

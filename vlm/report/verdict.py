@@ -56,7 +56,8 @@ def test_of(result: Mapping[str, float | int]) -> str:
 
 def _gain_of_fine_tuning(found: "Mapping[str, Predictions]") -> Sentence:
     result = compare(found["structured_eval"].frame, found["final_eval"].frame)
-    over = f"over the base model's structured answers ({test_of(result)}); "
+    over = "over" if result["gain"] > 0 else "compared with"
+    over += f" the base model's structured answers ({test_of(result)}); "
     counts = f"it fixes {result['gained']} samples and breaks {result['lost']}."
     if result["mcnemar_p"] >= _SIGNIFICANT:
         difference = f"{100 * result['gain']:+.1f} points".replace("-", "−")
@@ -68,15 +69,19 @@ def _gain_of_fine_tuning(found: "Mapping[str, Predictions]") -> Sentence:
 
 def _against_probe(found: "Mapping[str, Predictions]", best: str, name: str) -> Sentence:
     probe, model = found[name].frame, found[best].frame
-    subject = "the fine-tuned model" if best.startswith("final") else "the base model"
+    subject, advantage = (
+        ("the fine-tuned model", "needs no fine-tuning")
+        if best.startswith("final")
+        else ("the base model", "learns from the training split")
+    )
     rival = f"{_PROBES[name]} on the frozen vision tower's features"
     result = compare(probe, model)
     ours, theirs = percent(model["right"].mean()), percent(probe["right"].mean())
     if result["mcnemar_p"] >= _SIGNIFICANT:
-        start = f"{_capital(subject)} cannot be told apart from {rival}, which needs no fine-tuning"
+        start = f"{_capital(subject)} cannot be told apart from {rival}, which {advantage}"
         return Sentence(f"{start}: {ours} against {theirs} ({test_of(result)}).", warning=True, first=True)
     if result["gain"] < 0:
-        start = f"{_capital(rival)}, which needs no fine-tuning, beats {subject} by {points(result['gain'])}"
+        start = f"{_capital(rival)}, which {advantage}, beats {subject} by {points(result['gain'])}"
         test = test_of(compare(model, probe))
         return Sentence(f"{start}: {theirs} against {ours} ({test}).", warning=True, first=True)
     return Sentence(f"{_capital(subject)} beats {rival} by {points(result['gain'])} ({test_of(result)}).")

@@ -27,6 +27,20 @@ def require_known(task: Task, decisions: Decisions, known: Callable[[str], objec
             )
 
 
+def beyond_the_rows(task: Task, decisions: Decisions, rows: Mapping[str, int]) -> list[str]:
+    """A warning about decisions on badges, `SPLIT-ROW`, that are not among the `rows` of their split."""
+    names = [id_.rsplit("-", 1) for id_ in (*decisions.exclude, *decisions.relabel)]
+    beyond = [(split, row) for split, row in names if int(row) >= rows[split]]
+    if not beyond:
+        return []
+    split, row = beyond[0]
+    more = f" (and {len(beyond) - 1} more)" if len(beyond) > 1 else ""
+    return [
+        f"{decisions_file(task)}: no effect of the decision about {split}-{row}{more}, because {split} has "
+        f"{count(rows[split], 'row')}"
+    ]
+
+
 def relabelled_in_vain(task: Task, decisions: Decisions, skipped: Sequence[Skipped]) -> list[str]:
     """A warning about relabelled pictures that are left out of the splits."""
     found = [skip for skip in skipped if skip.id in decisions.relabel]
@@ -38,15 +52,17 @@ def relabelled_in_vain(task: Task, decisions: Decisions, skipped: Sequence[Skipp
     ]
 
 
-def alike(swallowed: Sequence[Swallowed]) -> list[str]:
+def alike(task: Task, swallowed: Sequence[Swallowed]) -> list[str]:
     """A warning about near duplicates that were not kept on one side because they are most of a class."""
     if not swallowed:
         return []
     worst = max(swallowed, key=lambda found: found.alike)
     more = f" (and most of {count(len(swallowed) - 1, 'other label')})" if len(swallowed) > 1 else ""
+    can_group = task.source.hub is not None or task.source.metadata is not None
+    remedy = "; columns.group keeps together what belongs together" if can_group else ""
     return [
         f"near duplicates: {worst.alike} of {worst.pictures} pictures of {worst.label!r}{more} look alike to the "
-        "perceptual hash, so they are split like other pictures; columns.group keeps together what belongs together"
+        f"perceptual hash, so they are split like other pictures{remedy}"
     ]
 
 

@@ -75,16 +75,18 @@ class Deck:
         names = self.pool.groups
         return {names[picture.index] for picture in chosen if names[picture.index] is not None} if names else set()
 
-    def usable(self) -> list[Picture]:
-        """The pictures of the fetched shards that may be drawn.
+    def usable(self, split: str) -> list[Picture]:
+        """The pictures of the fetched shards that may be drawn for a split.
 
         They are readable, in no split yet, not copies of others, and in no unit with pictures that were held out.
+        Decisions about copies with different labels count in train only, so that they change no row of the others.
         """
+        decisions = self._decisions if split == "train" else Decisions()
         fixed = [*self.taken, *(picture for deck in self._before for picture in deck._readable)]  # most important first
         taken = {picture.index for picture in self.taken}
         left = [picture for picture in self._readable if picture.index not in taken]
         elsewhere = {picture.inspection.pixels_digest: picture for picture in reversed(fixed)}
-        kept, self._copies = splits.without_copies(left, elsewhere, self._decisions)
+        kept, self._copies = splits.without_copies(left, elsewhere, decisions)
         if self._near is None:
             self._unit_of = splits.units(kept, None, {})
             return kept
@@ -108,17 +110,17 @@ class Deck:
 
         `held_out` says that other splits are drawn afterwards, as from the source's train split.
         """
-        available = len(self.usable()) if self.complete else self.pool.labelled - len(self.taken)
+        available = len(self.usable(split)) if self.complete else self.pool.labelled - len(self.taken)
         wanted = self._wanted(split, asked, available, held_out)
         in_pool = Counter(self.pool.labels)
         quota = splits.quotas({label: in_pool[label] for label in self._labels}, wanted)
         while not self.complete:
-            found = Counter(picture.label for picture in self.usable())
+            found = Counter(picture.label for picture in self.usable(split))
             short = {label for label in self._labels if found[label] < quota[label]}
             if asked is not None and not short:
                 break
             self._open(short)
-        left = self.usable()
+        left = self.usable(split)
         if self.complete:
             found = Counter(picture.label for picture in left)
             wanted = self._wanted(split, asked, len(left), held_out)
@@ -135,11 +137,20 @@ class Deck:
         if asked is None and held_out:
             raise InputError(f"{key}: null means all, which leaves none to train on; give a number")
         if (asked or 1) > available:
+            if asked is None and self._near is None:
+                raise InputError(
+                    f"{key}: null means all, but the source's {split} split has no usable picture of a label "
+                    "(readable, distinct, in no other split); add pictures to it"
+                )
             tied = f"; {len(self._tied)} more are tied to other splits" if self._tied else ""
             elsewhere = " or in the other splits" if self._near is not None else ", or null for all"
+            remedy = f"ask for fewer here{elsewhere}"
+            if (asked or 1) <= available + len(self._tied):
+                cause = "many near duplicates" if self.pool.groups is None else "few groups (columns.group)"
+                remedy = f"there are too {cause} for the splits"
             raise InputError(
                 f"{key}: {asked or 'all'} rows are asked for, {available} are available (readable, distinct, in no "
-                f"other split{tied}); ask for fewer here{elsewhere}"
+                f"other split{tied}); {remedy}"
             )
         return asked or available
 

@@ -39,7 +39,7 @@ def folder_pools(task: Task) -> dict[str, Pool]:
             "LABEL/PICTURE, or source.metadata should name a CSV or JSONL file in it"
         )
     tops = {name.split("/")[0] for name in names}
-    if not _has_own_splits(task, tops):
+    if not _has_own_splits(task, tops, deep=any(name.count("/") > 1 for name in names)):
         return {"train": _pool(task, folder, [(name, name.split("/")[0], None) for name in names])}
     by_split: dict[str, list[tuple[str, str, None]]] = {}
     for name in names:
@@ -55,15 +55,18 @@ def folder_pools(task: Task) -> dict[str, Pool]:
     return {split: _pool(task, folder, rows) for split, rows in by_split.items()}
 
 
-def _has_own_splits(task: Task, tops: set[str]) -> bool:
-    """Whether the folder has splits of its own; `tops` are the names of its subfolders. Raises InputError.
+def _has_own_splits(task: Task, tops: set[str], deep: bool) -> bool:
+    """Whether the folder has splits of its own. Raises InputError.
 
-    It has if it has train/ and one of the other splits, and none of these names is the name of a class.
+    `tops` are the names of its subfolders; `deep` says whether these have subfolders with files. It has splits if it
+    has train/ and one of the other splits, or train/LABEL/ and nothing else, and no such name is the name of a class.
     """
     classes = set(task.labels if task.classes is None else task.classes)
     found = tops & _SPLITS.keys()
-    if "train" not in found or len(found) == 1 or found & classes:
+    if "train" not in found or found & classes:
         return False
+    if found == {"train"}:
+        return tops == found and deep
     key = f"configs/tasks/{task.name}.yaml: source.folder: {task.source.folder!r}"
     others = sorted(tops - found)
     if others:
@@ -101,7 +104,7 @@ def _metadata_rows(task: Task, path: Path) -> list[tuple[str, str, str | None]]:
 
 
 def _cell(task: Task, path: Path, line: int, row: dict[str, Any], key: str, column: str) -> str:
-    """The text of a cell. Raises InputError if there is no such column, or if the cell is empty and holds no group."""
+    """The text of a cell. Raises InputError if there is no such column, or no valid text where some is needed."""
     if column not in row:
         names = ", ".join(str(name) for name in row if name is not None)
         advice = f"columns.{key} of configs/tasks/{task.name}.yaml should name the column that holds the {key}"
@@ -113,7 +116,10 @@ def _cell(task: Task, path: Path, line: int, row: dict[str, Any], key: str, colu
     if row[column] in (None, ""):
         wanted = {"image": "a picture's path, relative to source.folder", "label": "the picture's label"}[key]
         raise InputError(f"{path}: line {line}: column {column!r} is empty; it should hold {wanted}")
-    return str(row[column])
+    text = str(row[column])
+    if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can have half of a character
+        raise InputError(f"{path}: line {line}: column {column!r}: {text!r} is not valid Unicode; correct it")
+    return text
 
 
 def _read_metadata(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

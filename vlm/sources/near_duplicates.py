@@ -19,6 +19,7 @@ _DISTANCE = 24
 _AT_ONCE = 200_000  # pairs that are compared at once: few enough for the processor's cache
 _MOST_LINKS = 2_000_000  # pairs of near duplicates that are kept before their clusters are joined, for the memory
 _TOO_LARGE = 0.5  # of a class
+_ALIKE = 10  # pictures; a smaller cluster says too little about a class
 
 
 @dataclass(frozen=True)
@@ -77,23 +78,27 @@ class NearDuplicates:
     def clusters(self, pictures: Sequence[Picture]) -> tuple[dict[int, int], list[Swallowed]]:
         """Maps the indices of near duplicates among `pictures` to the number of their cluster.
 
-        Without the clusters that hold more than half of a class: no sensible split would be left. Their classes are
-        returned as well. Those pictures may be bursts, but mostly they are of a kind that the hash cannot tell apart.
+        Without the clusters of which one class has at least ten pictures, more than half of that class: no sensible
+        split would be left. These classes are returned as well. The pictures may be bursts, but mostly they are of a
+        kind that the hash cannot tell apart. A cluster is judged only by the class that has most of its pictures, so
+        that a few pictures of a rare class do not end the protection of another one.
         """
         numbers = dict(zip(self._indices, self._clusters.tolist(), strict=True))
         known = [picture for picture in pictures if picture.index in numbers]
         in_class = Counter(picture.label for picture in pictures)
-        by_class = Counter((numbers[picture.index], picture.label) for picture in known)
-        swallowed = {
-            cluster: Swallowed(label, alike, in_class[label])
-            for (cluster, label), alike in by_class.items()
-            if alike > 1 and alike > _TOO_LARGE * in_class[label]
-        }
-        sizes = Counter(numbers[picture.index] for picture in known)
+        members: dict[int, Counter[str]] = {}
+        for picture in known:
+            members.setdefault(numbers[picture.index], Counter())[picture.label] += 1
+        swallowed = {}
+        for cluster, of_cluster in members.items():
+            label = max(of_cluster, key=lambda label: (of_cluster[label], in_class[label], label))
+            alike = of_cluster[label]
+            if alike >= _ALIKE and alike > _TOO_LARGE * in_class[label]:
+                swallowed[cluster] = Swallowed(label, alike, in_class[label])
         kept = {
             picture.index: numbers[picture.index]
             for picture in known
-            if sizes[numbers[picture.index]] > 1 and numbers[picture.index] not in swallowed
+            if members[numbers[picture.index]].total() > 1 and numbers[picture.index] not in swallowed
         }
         return kept, sorted(swallowed.values(), key=lambda found: found.label)
 

@@ -79,8 +79,9 @@ def read_file(file: Path) -> bytes:
         return file.read_bytes()
     except FileNotFoundError:
         raise Unreadable("does not exist") from None
-    except OSError as error:
-        raise Unreadable(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except (OSError, ValueError) as error:  # ValueError: the path has a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unreadable(f"cannot be read: {reason.lower()}") from None
 
 
 def _decode(data: bytes) -> tuple[Image.Image, bool]:

@@ -67,6 +67,7 @@ def require_all_labels(task: Task, found: set[str | None], others: Sequence[Skip
         if _folded(other.reason.removeprefix("is labelled ")) == _folded(missing[0]):
             raise InputError(
                 f"{key}: no picture is labelled {missing[0]!r}, but {other.id} {other.reason}; spell both alike"
+                f"{_invisible(other.reason.removeprefix('is labelled '), missing[0])}"
             )
     raise InputError(f"{key}: no picture is labelled {missing[0]!r}; add pictures or remove the label")
 
@@ -90,12 +91,18 @@ def _unknown_class(task: Task, unknown: Counter, names: Sequence[Any], ids: Sequ
         return f"columns.label: {columns}: {unknown[name]} of the data's pictures have no label {example}; {leave_out}"
     message = f"{key}: {name!r}, the label of {unknown[name]} of the data's pictures {example}, is missing"
     if _folded(name) in known:
-        return (
-            f"{message}, but looks like {known[_folded(name)]!r}; spell both alike (case, white space and punctuation "
-            f"count), or {leave_out}"
-        )
+        similar = known[_folded(name)]
+        count = _invisible(name, similar) or " (case, white space and punctuation count)"
+        return f"{message}, but looks like {similar!r}; spell both alike{count}, or {leave_out}"
     further = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     return f"{message}{further}; add it, or {leave_out}"
+
+
+def _invisible(name: str, label: str) -> str:
+    """How two names differ that look equal; nothing if they do not."""
+    if unicodedata.normalize("NFC", name) != unicodedata.normalize("NFC", label):
+        return ""
+    return " (they differ in Unicode form only: one has an accent as a character of its own; copy the data's name)"
 
 
 def _folded(name: str | None) -> str:

@@ -3,7 +3,8 @@
 The pictures, their groups and the seed alone decide which pictures are in which split. Exact copies are left out; near
 duplicates and groups are on one side. Test is drawn first, then validation, then train, so asking for another number of
 training rows changes nothing in test. Decisions about single pictures are applied to the drawn splits: an excluded
-picture leaves its split without being replaced, so all other rows stay where they are.
+picture leaves its split without being replaced, so all other rows stay where they are. A picture that a decision brings
+back, because it settles which of several copies is labelled right, can only be drawn for train.
 
 Of a data set with several files we fetch only the files that the rows need: see `Deck`. This has a price. Copies in
 files that were not fetched are not noticed (they do no harm, as every split comes from fetched files), and rows of one
@@ -126,7 +127,9 @@ def _from_badges(task: Task, rows: PrepareParams, seed: int, work: Path, emit: E
         named = (Row(f"{split}-{i:06d}", picture, task.labels[label]) for i, (label, picture) in enumerate(rendered))
         written[split] = _write(work / f"{split}.parquet", named, total, task, decisions, emit)
     excluded = (skipped for of_split in written.values() for skipped in of_split.excluded)
-    return Report(**_decided(written), skipped=tuple(excluded))
+    asked = {split: getattr(rows, split) for split in SPLITS}
+    notes = checks.beyond_the_rows(task, decisions, asked)
+    return Report(**_decided(written), skipped=tuple(excluded), notes=tuple(notes))
 
 
 # Folders and data sets of the Hub
@@ -200,7 +203,7 @@ def _from_pictures(task: Task, rows: PrepareParams, seed: int, work: Path, emit:
         notes=tuple(
             [
                 *checks.relabelled_in_vain(task, decisions, skipped),
-                *checks.alike(decks["train"].swallowed),
+                *checks.alike(task, decks["train"].swallowed),
                 *checks.few_groups(task, pools["train"], splits=1 + len(held_out)),
                 *(checks.shared_groups(groups) if "test" in decks else []),
             ]
@@ -212,7 +215,7 @@ def _require_usable(task: Task, decks: dict[str, Deck], decisions: Decisions) ->
     """Raises InputError if all pictures were inspected and those of some label, or of all labels, cannot be used."""
     if not all(deck.complete for deck in decks.values()):
         return
-    usable = [picture for deck in decks.values() for picture in (*deck.taken, *deck.usable())]
+    usable = [picture for name, deck in decks.items() for picture in (*deck.taken, *deck.usable(name))]
     if not usable:
         first = next(skip for deck in decks.values() for skip in deck.skipped)
         raise InputError(

@@ -89,14 +89,23 @@ class Report:
         return [*self._missing(), *self._single(), *self._unbalanced(), *self.notes, *self._showing_little()]
 
     def _missing(self) -> list[str]:
-        missing = []
+        missing, lacking = [], set()
         for split in SPLITS:
             counts = self.rows[split]
             without = [label for label, number in counts.items() if number == 0]
             if without:
+                lacking.update(without)
                 rows = count(sum(counts.values()), f"{split} row")
                 missing.append(f"{rows} for {len(counts)} labels, none for {_and_more(without)}")
-        return [f"params.yaml: prepare: {'; '.join(missing)}; ask for more rows"] if missing else []
+        if not missing:
+            return []
+        remedy = "ask for more rows" if any(map(self._has_more, lacking)) else "the data has no more of them"
+        return [f"params.yaml: prepare: {'; '.join(missing)}; {remedy}"]
+
+    def _has_more(self, label: str) -> bool:
+        """Whether the source has more pictures of a label than there are in the splits. There is no end of badges."""
+        used = sum(counts[label] for counts in self.rows.values())
+        return self.in_source is None or self.in_source.get(label, 0) > used
 
     def _single(self) -> list[str]:
         single = [label for label, number in (self.in_source or {}).items() if number == 1]

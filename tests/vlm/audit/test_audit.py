@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vlm.audit.conftest import MAKERS
 from tests.vlm.audit.samples import encoded, opened, write_splits
 from vlm.audit.audit import audit
 from vlm.audit.suspects import Sample, Suspect, ranked, write
@@ -12,9 +13,9 @@ from vlm.config.errors import InputError
 
 @pytest.fixture
 def folder(task, tmp_path, monkeypatch):
-    """An empty current folder; `task` needs the repository's."""
+    """An empty current folder; a task with the labels of `photos`."""
     monkeypatch.chdir(tmp_path)
-    return task
+    return task.model_copy(update={"labels": tuple(MAKERS)})
 
 
 def test_right_after_prepare_it_finds_copies_and_bad_pictures_and_says_what_it_did_not_check(folder, photos, wall):

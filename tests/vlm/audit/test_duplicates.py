@@ -73,6 +73,15 @@ def test_blank_pictures_are_no_duplicates_of_each_other(photos, wall):
     assert found(test=[*rows(photos), ("w", "bmw", wall), ("x", "bmw", wall)])[0] == {}
 
 
+def test_different_fine_patterns_are_no_duplicates(photos):
+    """Although their thumbnails have the same grey everywhere."""
+    down, across = np.indices((128, 128)) // 4
+    patterns = {"stripes": across, "bars": down, "squares": down + across}
+    drawn = {name: Image.fromarray((pattern % 2 * 255).astype(np.uint8)) for name, pattern in patterns.items()}
+    fine = [(name, "bmw", encoded(image, "PNG")) for name, image in drawn.items()]
+    assert found(test=[*rows(photos), *fine])[0] == {}
+
+
 @pytest.mark.parametrize("side", [8, 64])
 def test_drawings_that_all_look_alike_are_no_duplicates_but_a_copy_among_them_is(side):
     digits = load_digits()

@@ -7,6 +7,9 @@ import pytest
 from tests.vlm.audit.samples import write_splits
 from vlm.audit import label_errors
 from vlm.audit.audit import SPLITS
+from vlm.config.errors import InputError
+from vlm.data import json_files
+from vlm.probing import features
 
 LABELS = ("cat", "dog", "fox", "owl")
 ROWS = {"train": 200, "validation": 60, "test": 100}
@@ -153,7 +156,42 @@ def test_predictions_that_do_not_fit_are_named_and_not_used(wrong):
         "final_eval.parquet",
         "features.parquet",
     ]
+    assert judged.unusable[0].endswith("has no probabilities; structured_eval.engine: posterior gives them")
     assert "`dvc repro final_eval` writes it again" in judged.unusable[2]
+
+
+def test_a_probe_without_probabilities_is_not_blamed_on_the_engine(wrong):
+    write_probe()
+    write_predictions("probe_linear", "test", probabilities=False)
+    assert label_errors.judge(LABELS, SPLITS).unusable == [
+        "predictions/probe_linear.parquet: has no probabilities; `dvc repro probe` writes it again"
+    ]
+
+
+def test_a_model_without_vision_features_is_one_line(wrong):
+    for split, name in label_errors.MODELS[label_errors.PROBE].items():
+        write_predictions(name, split, probabilities=False)
+    features.write(Path("predictions/features.parquet"), {})
+    json_files.write("predictions/features.json", {"dimensions": 0, "unavailable": "it has no tower"})
+    for model in ("structured_eval", "final_eval"):
+        write_predictions(model, "test")
+        write_predictions(f"{model}_validation", "validation")
+    judged = label_errors.judge(LABELS, SPLITS)
+    assert judged.unchecked == ["train"]
+    assert judged.unseen() == [
+        "the labels of train: no model has given probabilities for them",
+        "labels, with the linear probe and the nearest neighbours: the model gives no vision features: it has no tower",
+    ]
+    assert label_errors.judge(LABELS, SPLITS, only=label_errors.NEIGHBOURS).samples == []
+    assert label_errors.judge(LABELS, SPLITS, only="base model").unusable == []
+
+
+def test_a_label_that_the_task_does_not_have_is_reported(wrong):
+    expected = r"data/test\.parquet: label 'owl' is not one of the task's labels; `dvc repro prepare` writes it again"
+    write_probe()
+    write_features()
+    with pytest.raises(InputError, match=expected):
+        label_errors.judge(LABELS[:3], SPLITS)
 
 
 def test_a_changed_label_makes_predictions_stale(wrong):

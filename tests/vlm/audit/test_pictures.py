@@ -44,6 +44,22 @@ def test_a_picture_of_one_colour_is_blank_with_and_without_noise(photos, wall):
     assert faults(rows) == {"wall": ["blank"], "black": ["blank"], "white": ["blank"]}
 
 
+def patterned(pattern, colours):
+    """A picture of 128 x 128 pixels in stripes or squares of 4 pixels."""
+    down, across = np.indices((128, 128)) // 4
+    return encoded(Image.fromarray(np.array(colours, np.uint8)[pattern(down, across) % 2]), quality=95)
+
+
+STRIPES = patterned(lambda down, across: across, [(0, 0, 0), (255, 255, 255)])
+CHECKERBOARD = patterned(lambda down, across: down + across, [(0, 0, 0), (255, 255, 255)])
+COLOURED = patterned(lambda down, across: down, [(220, 60, 60), (60, 130, 250)])  # red and blue, nearly as bright
+
+
+def test_a_fine_pattern_is_not_blank(photos):
+    rows = [*good(photos), ("stripes", STRIPES), ("checkerboard", CHECKERBOARD), ("coloured", COLOURED)]
+    assert faults(rows) == {}
+
+
 def test_blurred_and_dark_pictures(photos):
     picture = opened(photos[0][1])
     blurred = encoded(picture.filter(ImageFilter.GaussianBlur(24)), quality=95)

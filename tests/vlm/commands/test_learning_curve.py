@@ -24,14 +24,23 @@ class Repository:
             ["git", *who, *arguments], cwd=self.folder, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    def write(self, train: int, accuracy: float, test: str = "abc", params: str = PARAMS) -> None:
+    def write(
+        self,
+        train: int,
+        accuracy: float,
+        test: str = "abc",
+        params: str = PARAMS,
+        prompt: str = "Which?",
+        unavailable=(),
+    ) -> None:
         files = {"params.yaml": params.format(train=train), "plots/prepare/details.json": f'{{"train_rows": {train}}}'}
+        files["configs/tasks/t.yaml"] = f"prompt: {prompt}\n"
         outs = [{"path": f"data/{split}.parquet", "md5": md5} for split, md5 in (("train", "x"), ("test", test))]
         files["dvc.lock"] = json.dumps({"stages": {"prepare": {"outs": outs}}})
         for number, name in enumerate(NAMES):
             found = accuracy + number / 10
             values = {"samples": 600, "accuracy": found, "low": found - 0.05, "high": found + 0.05, "ece": 0.1}
-            files[f"plots/{name}/details.json"] = json.dumps(values)
+            files[f"plots/{name}/details.json"] = json.dumps({"unavailable": ""} if name in unavailable else values)
         for name, text in files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +102,7 @@ def test_the_table_has_every_size_with_its_interval(repository):
 def test_runs_with_other_settings_and_unfinished_ones_do_not_count(repository):
     repository.experiment("small", 100, 0.3)
     repository.experiment("other-seed", 200, 0.4, params=PARAMS.replace("23", "24"))
+    repository.experiment("other-prompt", 400, 0.4, prompt="What?")
     (repository.folder / "plots/final_eval/details.json").unlink()
     repository.git("rm", "-q", "plots/final_eval/details.json")
     repository.git("commit", "-qm", "unfinished")
@@ -101,6 +111,24 @@ def test_runs_with_other_settings_and_unfinished_ones_do_not_count(repository):
     repository.git("reset", "-q", "--hard", base)
     lines = repository.run().splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["100", "1600"]
+
+
+def test_numbers_are_read_as_dvc_reads_them(repository):
+    params = PARAMS + "finetune:\n  learning_rate: 5e-4\n"  # text to YAML 1.1, a number to 1.2
+    repository.write(1600, 0.6, params=params)
+    repository.commit()
+    repository.experiment("small", 100, 0.3, params=params.replace("5e-4", "0.0005"))
+    assert [line.split()[0] for line in repository.run().splitlines()[1:-1]] == ["100", "1600"]
+
+
+def test_without_vision_features_there_is_no_curve_of_the_probe(repository):
+    repository.write(1600, 0.6, unavailable=["probe_linear"])
+    repository.commit()
+    repository.experiment("small", 100, 0.3, unavailable=["probe_linear"])
+    assert repository.run().splitlines()[:2] == [
+        "training rows    structured    fine-tuned",
+        "          100        30.0 %        50.0 %",
+    ]
 
 
 def test_the_newest_of_equally_large_runs_counts(repository, monkeypatch):

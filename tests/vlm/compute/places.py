@@ -23,8 +23,9 @@ from vlm.config import pins
 from vlm.config.errors import reported
 from vlm.evaluation.job import Evaluation
 from vlm.probing.job import FeatureExtraction
+from vlm.robustness.job import Robustness
 from vlm.training.job import FineTuning
-from vlm.config.params import ModalParams, load_params
+from vlm.config.params import ModalParams, RobustnessParams, load_params
 
 
 def main():
@@ -35,6 +36,10 @@ def main():
         job = FineTuning(params.task, params.model, params.image, params.finetune, 5, "data/train.parquet", "data/validation.parquet")
     elif kind == "features":
         job = FeatureExtraction(params.task, params.model, params.image)
+    elif kind == "robustness":
+        few = RobustnessParams(enabled=True, samples=4, severities=[3], corruptions=["contrast"])
+        adapter = "local-finetune/adapter"
+        job = Robustness(params.task, params.model, params.image, 2, "data/test.parquet", adapter, few)
     else:
         job = Evaluation.of(params, raw=kind == "raw", structured=kind == "structured")
     with compute.run(job, where, modal, live=f"{out}-live" if kind == "finetune" else None) as result:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.vlm.compute.places import ROOT, STANDINS
+from vlm.compute.request import Request
 from vlm.config import gpus
-from vlm.config.params import load_params
+from vlm.config.params import RobustnessParams, load_params
+from vlm.probing import FeatureExtraction
+from vlm.robustness import Robustness
 
 # Makes a container say, when it ends, where it has looked for weights and how many cores it may use.
 CACHE = """
@@ -139,3 +142,38 @@ def test_features_are_the_same_on_modal_and_in_several_containers(here):
         here.run("features", "modal", f"features-{containers}", containers=containers)
         assert here.output == "imported:\n"
         assert here.results(f"features-{containers}") == here.results("local-features")
+
+
+@pytest.mark.slow
+def test_robustness_is_the_same_on_modal_and_in_several_containers(here, locally):
+    """With the adapter of `locally`."""
+    here.run("robustness", "local", "local-robustness")
+    for containers in (1, 2):
+        here.run("robustness", "modal", f"robustness-{containers}", containers=containers)
+        assert here.output == "imported:\n"
+        assert here.results(f"robustness-{containers}") == here.results("local-robustness")
+
+
+def test_requests_reproduce_the_jobs_of_probe_and_robustness(task, tiny, image_params):
+    params = RobustnessParams(enabled=True, samples=4, severities=[2, 5], corruptions=["spatter", "contrast"])
+    for job in (
+        FeatureExtraction(task, tiny, image_params, validation="data/v.parquet"),
+        Robustness(task, tiny, image_params, 6, "data/test.parquet", "models/adapter", params),
+    ):
+        request = Request.of(
+            job,
+            key="a-job",
+            inputs={path: "inputs/abc" for path in job.inputs},
+            from_hub=False,
+            gpu="L4",
+            larger_gpu=None,
+            gpu_count=1,
+            cpu_cores=2,
+            memory_gib=10,
+            dollars_per_second=0.5,
+            containers=2,
+            max_dollars=None,
+            seconds=3600.0,
+            region=None,
+        )
+        assert Request.model_validate_json(request.model_dump_json()).rebuilt() == job

@@ -204,6 +204,17 @@ def test_an_inconsistent_task_is_an_error(changes, message):
         ({}, "names no kind; give exactly one of badges, hub, folder"),
         ({"hub": "a/b", "folder": "c"}, "names hub and folder; give exactly one of badges, hub, folder"),
         ({"folder": "c", "revision": "main"}, "revision has no effect with folder; remove it"),
+        (
+            {"folder": "a", "metadata": "/b/c.csv"},
+            "metadata: '/b/c.csv' should be a file in the folder, neither hidden",
+        ),
+        (
+            {"folder": "a", "metadata": "../c.csv"},
+            "metadata: '../c.csv' should be a file in the folder, neither hidden",
+        ),
+        ({"folder": "a", "metadata": "b/../../c.csv"}, "metadata: 'b/../../c.csv' should be a file in the folder,"),
+        ({"folder": "a", "metadata": ".c.csv"}, "metadata: '.c.csv' should be a file in the folder, neither hidden"),
+        ({"folder": "a", "metadata": "b/.d/c.csv"}, "because sha256 covers no others"),
         ({"hub": "a/b", "metadata": "c.csv"}, "metadata has no effect with hub; remove it"),
         ({"hub": "a/b", "test": "train"}, "test: 'train' is also the train split; null holds test out of train"),
     ],

@@ -151,6 +151,31 @@ def test_the_answers_at_another_revision(repository, monkeypatch):
             Predictions.load(name, revision=revision)
 
 
+def test_answers_of_a_revision_that_do_not_fit(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    task = repository / "configs/tasks/car_badges.yaml"
+    text, params = task.read_text(), (repository / "params.yaml").read_text()
+
+    def commit():
+        identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+        subprocess.run(["git", *identity, "commit", "-qam", "x"], check=True)
+
+    task.write_text("labels: [Audi]\n")
+    commit()
+    with pytest.raises(InputError, match=r"final_eval\.parquet: .*'BMW', .* as of HEAD; name a revision") as error:
+        Predictions.load("final_eval", revision="HEAD")
+    assert "dvc repro" not in str(error.value)
+    task.write_text("prompt: {}\n")
+    commit()
+    with pytest.raises(InputError, match=r"configs/tasks/car_badges\.yaml: has no labels in HEAD"):
+        Predictions.load("final_eval", revision="HEAD")
+    task.write_text(text)
+    (repository / "params.yaml").write_text(params.replace("task: car_badges", ""))
+    commit()
+    with pytest.raises(InputError, match=r"\Aparams\.yaml: has no task in HEAD\Z"):
+        Predictions.load("final_eval", revision="HEAD")
+
+
 @pytest.fixture
 def repository(tmp_path):
     """Two commits with predictions of final_eval in DVC's cache, and those of structured_eval, which are missing there.

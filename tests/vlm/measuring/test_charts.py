@@ -32,6 +32,17 @@ def test_baselines_stand_apart_from_the_stages_and_have_another_colour(tmp_path)
     assert stages.min() - baselines.max() > 1.2 * between_baselines > 0
 
 
+def test_the_dashed_line_continues_the_best_baseline(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, "rasterised", lambda figure: figure)
+    monkeypatch.setattr(charts, "save", lambda figure, path: figures.append(figure))
+    baselines = [("majority", 0.3, 0.25, 0.35), ("nearest", 0.75, 0.7, 0.8), ("linear", 0.5, 0.45, 0.55)]
+    charts.accuracy(tmp_path / "a.png", [("raw", 0.1, 0.05, 0.15)], baselines)
+    [dashed] = figures[0].axes[0].lines
+    assert dashed.get_xdata()[0] == 1
+    assert list(dashed.get_ydata()) == [75, 75]
+
+
 def test_the_learning_curve_is_the_same_file_every_time(tmp_path):
     curves = {
         "structured": [(100, 0.7, 0.65, 0.75), (1600, 0.7, 0.65, 0.75)],

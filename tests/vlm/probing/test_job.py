@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,12 +6,14 @@ import pandas as pd
 import pytest
 import torch
 
+import vlm.probing.job
+from vlm.config.errors import InputError
 from vlm.config.events import Log, Progress
 from vlm.data import dataset
 from vlm.evaluation import batching
 from vlm.models import loading
 from vlm.probing import features
-from vlm.probing.pooling import pooled
+from vlm.probing.pooling import NoFeatures, pooled
 
 
 def run(job, directory, emit=lambda event: None):
@@ -100,3 +103,26 @@ def test_a_model_without_vision_features_leaves_empty_results_that_say_so(job, t
     assert found["dimensions"] == 0
     assert found["unavailable"] in line
     assert {event.total for event in events if isinstance(event, Progress)} == {62}
+
+
+def test_features_that_a_later_run_can_compute_replace_the_reason_of_an_earlier_one(job, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise NoFeatures("a reason that is gone later")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vlm.probing.job, "pooled", refuse)
+        run(job, tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "features.json").read_text())["dimensions"] == 0
+    run(job, tmp_path / "a")
+    found = json.loads((tmp_path / "a" / "features.json").read_text())
+    assert found.keys() == {"dimensions"}
+    assert found["dimensions"] > 0
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_rows_is_reported_before_the_model_is_loaded(job, tmp_path, monkeypatch, split):
+    monkeypatch.setattr(loading, "load", None)
+    dataset.write(tmp_path / "none.parquet", [])
+    job = dataclasses.replace(job, **{split: str(tmp_path / "none.parquet")})
+    with pytest.raises(InputError, match=rf"none.parquet: has no rows, .*; set prepare\.{split} "):
+        run(job, tmp_path / "a")

@@ -89,6 +89,31 @@ def test_a_model_without_a_usable_vision_tower_is_refused(prepared, method, reas
         pooled(model, load([0]))
 
 
+def test_an_error_of_the_device_does_not_pass_for_a_missing_vision_tower(prepared):
+    def fail(**inputs):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    model, load = prepared("llava")
+    model.get_image_features = fail
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        pooled(model, load([0]))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_features_that_are_not_finite_are_refused(prepared, value):
+    model, load = prepared("llava")
+    whole = model.get_image_features
+
+    def overflowing(**inputs):
+        output = whole(**inputs)
+        output.last_hidden_state[0, -1, 0] = value
+        return output
+
+    model.get_image_features = overflowing
+    with pytest.raises(NoFeatures, match="values that are not finite in float32"):
+        pooled(model, load([0]))
+
+
 def test_patches_that_do_not_divide_into_pictures_are_refused(prepared):
     model, load = prepared("qwen2_5_vl")
     whole = model.get_image_features

@@ -96,7 +96,7 @@ def write_results(folder: Path) -> None:
     )
     losses = "".join(f"{step}\t{3 / step:.3f}\n" for step in range(1, 101))
     write(folder, "plots/finetune/plots/metrics/train/loss.tsv", f"step\tloss\n{losses}")
-    reached = {"threshold": 0.71, "coverage": 0.8, "coverage_low": 0.7, "coverage_high": 0.9, "accuracy": 0.96}
+    reached = {"threshold": 0.710345, "coverage": 0.8, "coverage_low": 0.7, "coverage_high": 0.9, "accuracy": 0.96}
     thresholds = [{"target": 0.95, "low": 0.9, "high": 0.99, **reached}, {"target": 0.99, "threshold": None}]
     write(folder, "plots/final_eval/details.json", json.dumps({"thresholds": thresholds}))
     rows = [

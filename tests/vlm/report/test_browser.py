@@ -1,5 +1,7 @@
 """The page in a real browser, opened from disk without a network."""
 
+import re
+
 import pandas as pd
 import pytest
 from playwright.sync_api import expect
@@ -150,7 +152,23 @@ def test_a_sample_in_full_size_works_with_the_keyboard(report, open_page, frame)
     opened.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
     assert opened.evaluate("document.activeElement.dataset.sample") == wrong[0]
-    assert "sample=" not in opened.url
+    expect(opened).not_to_have_url(re.compile("sample="))
+
+
+def test_back_after_closing_a_sample_leaves_the_gallery(report, open_page):
+    opened = open_page(report, "#view=confusions")
+    opened.get_by_role("link", name="Gallery").click()
+    for _ in range(2):
+        tiles(opened).first.locator("button").click()
+        opened.keyboard.press("ArrowRight")
+        opened.keyboard.press("Escape")
+        expect(opened).to_have_url(re.compile("#view=gallery$"))
+    opened.go_back()
+    expect(opened).to_have_url(re.compile("#view=confusions$"))
+    linked = open_page(report, "#view=gallery&sample=test%2F7.jpg")
+    linked.keyboard.press("Escape")
+    expect(linked).to_have_url(re.compile("#view=gallery$"))
+    assert tiles(linked).first.is_visible()
 
 
 def test_a_deep_link_opens_a_sample(report, open_page):
@@ -188,6 +206,26 @@ def test_suspects_become_decisions(report, open_page):
     assert opened.locator("#list > li").count() == 1
     opened.goto(f"{report.as_uri()}#view=gallery&suspect=any")
     expect(tiles(opened)).to_have_count(2)
+
+
+def test_findings_about_one_sample_share_its_decision(tmp_path, monkeypatch, open_page):
+    folder = invented.repository(tmp_path / "a", samples=12, names=("structured_eval",))
+    monkeypatch.chdir(folder)
+    twice = "5,test/3.jpg,test,blank,0.7,</script><script>hacked=1</script>,,,All pixels have one colour.\n"
+    invented.write(folder, "plots/audit/suspects.csv", invented.SUSPECTS + twice)
+    page.write(folder / "reports", load_params(), lambda event: None)
+    opened = open_page(folder / "reports/index.html", "#view=suspects")
+    first, second = opened.locator("#list > li").first, opened.locator("#list > li").last
+    first.get_by_role("combobox").select_option(QUOTED)
+    expect(second.get_by_label("relabel to")).to_be_checked()
+    expect(second.get_by_role("combobox")).to_have_value(QUOTED)
+    second.get_by_role("combobox").select_option(AUDI)
+    expect(first.get_by_role("combobox")).to_have_value(AUDI)
+
+
+def test_thresholds_are_not_rounded(folder, open_page, report):
+    opened = open_page(report)
+    assert opened.get_by_role("cell", name="0.710345", exact=True).is_visible()
 
 
 def test_all_views_fit_on_a_phone(report, open_page):

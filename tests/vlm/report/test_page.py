@@ -3,12 +3,13 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from tests.vlm.report import invented
 from vlm.config.errors import InputError
 from vlm.config.params import load_params
-from vlm.report import page
+from vlm.report import page, suspects
 
 
 @pytest.fixture
@@ -61,7 +62,10 @@ def test_the_data_of_a_model(folder):
     assert raw["lenient"] == 1
     assert tuned["texts"] is None  # they are the answers as JSON, which says nothing new
     assert all(top[0] == answer for top, answer in zip(tuned["top"], tuned["predicted"], strict=True))
-    assert all(top[1] == confidence for top, confidence in zip(tuned["top"], tuned["confidence"], strict=True))
+    assert [top[1] for top in tuned["top"]] == pytest.approx(tuned["confidence"], abs=6e-5)
+    # as precise as the thresholds that they are compared with
+    best = [max(p) for p in pd.read_parquet("predictions/final_eval.parquet")["probabilities"]]
+    assert tuned["confidence"] == [round(float(p), 6) for p in best]
 
 
 def test_a_folder_with_something_else_is_left_alone(folder):
@@ -109,6 +113,63 @@ def test_parameters_are_those_of_dvc_lock(folder):
     html = (folder / "reports/index.html").read_text()
     assert "<code>finetune.epochs</code></th><td><code>7</code>" in html
     assert "<dt>Repository</dt><dd>models/other</dd>" in html
+
+
+def lock(**models):
+    """A dvc.lock in which stages ran with these models."""
+    return json.dumps({"stages": {
+        stage: {"params": {"params.yaml": {"model": model, "task": "invented", "finetune": {"epochs": 7}}}}
+        for stage, model in models.items()
+    }})  # fmt: skip
+
+
+def test_predictions_of_another_model_are_left_out(folder):
+    """DVC leaves the outputs of stages that it did not run, and their ids are the same."""
+    invented.write_results(folder)
+    invented.write(folder, "metrics/runtime/final_eval.json", '{"samples": 60, "seconds": 1234.5}')
+    stages = {"finetune": "450M", "final_eval": "450M", "robustness": "450M", "probe": "450M"}
+    invented.write(folder, "dvc.lock", lock(structured_eval="tiny", **stages))
+    assert str(write(folder)).startswith("12 samples, 2 measurements, ")
+    data = data_of(folder)
+    assert [model["name"] for model in data["models"]] == ["baseline_eval", "structured_eval"]
+    assert (data["tuning"], data["training"], data["robustness"]) == (None, None, [])
+    html = (folder / "reports/index.html").read_text()
+    assert (
+        "Left out, because dvc.lock has them with another model or task than params.yaml: "
+        "Majority class; Linear probe; Fine-tuned, structured." in html
+    )
+    assert "1,234.5" not in html
+    invented.write(folder, "dvc.lock", lock(structured_eval="tiny", final_eval="tiny", probe="tiny"))
+    assert str(write(folder)).startswith("12 samples, 5 measurements, ")
+    assert "Left out" not in (folder / "reports/index.html").read_text()
+    invented.write(folder, "dvc.lock", lock(structured_eval="3B", baseline_eval="3B", final_eval="3B", probe="3B"))
+    with pytest.raises(InputError, match=r"predictions/: all are of another model or task than params"):
+        write(folder)
+
+
+def test_predictions_of_another_task_are_left_out_before_their_labels_matter(folder):
+    invented.write_predictions(folder, "final_eval", ["other", "labels"], 12, invented.np.random.default_rng(0))
+    invented.write(folder, "dvc.lock", lock(final_eval="tiny").replace('"invented"', '"car_maker"'))
+    assert str(write(folder)).startswith("12 samples, 4 measurements, ")
+
+
+def test_all_findings_about_test_samples_are_in_the_page(folder, monkeypatch):
+    monkeypatch.setattr(suspects, "FIRST", 1)
+    invented.write_results(folder)
+    write(folder)
+    found = data_of(folder)["suspects"]
+    assert [row["rank"] for row in found["rows"]] == [1, 3]
+    assert found["total"] == 4
+    html = (folder / "reports/index.html").read_text()
+    assert "4 findings of the audit" in html
+    assert "the first 1 and all of the test split; the others are in plots/audit/suspects.csv" in html
+
+
+@pytest.mark.parametrize("speed, shown", [(0.4, "0.4"), (0.01234, "0.0123"), (10.9, "11"), (4321.0, "4,321")])
+def test_slow_stages_have_a_speed(folder, speed, shown):
+    invented.write(folder, "metrics/runtime/finetune.json", json.dumps({"seconds": 5.5, "samples_per_second": speed}))
+    write(folder)
+    assert f'<td class="number">{shown}</td>' in (folder / "reports/index.html").read_text()
 
 
 def test_the_page_asks_for_nothing_but_its_own_pictures(folder):

@@ -43,6 +43,19 @@ def test_small_files_are_copied_and_large_ones_scaled(split, tmp_path):
     assert (events[-1].done, events[-1].total) == (3, 3)
 
 
+def test_a_phones_picture_with_further_ones_behind_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40), "red").save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40))])
+    assert Image.open(file).format == "MPO"
+    (tmp_path / "data").mkdir()
+    dataset.write(tmp_path / "data/test.parquet", [dataset.Row("0", file.getvalue(), "a")])
+    names = pictures.write(tmp_path / "out", [("test", 0)], lambda event: None)
+    assert names == {("test", 0): "test-000000.jpg"}
+    assert (tmp_path / "out/pictures/test-000000.jpg").read_bytes() == file.getvalue()
+    assert sizes(tmp_path / "out", "thumbnails") == {"test-000000.webp": (60, 40)}
+
+
 def test_equal_pictures_give_equal_files_of_limited_size(split, tmp_path):
     for folder in ("a", "b"):
         pictures.write(tmp_path / folder, [("test", 1)], lambda event: None)

@@ -52,13 +52,15 @@ def test_fine_tuning_that_does_not_help():
     [none] = said(structured_eval=100, final_eval=101)
     assert none.text.startswith("Fine-tuning makes no difference that could be told from chance: +0.5 points")
     [worse] = said(structured_eval=100, final_eval=50)
-    assert worse.text.startswith("Fine-tuning loses 25.0 points")
+    assert worse.text.startswith("Fine-tuning loses 25.0 points compared with the base model's structured answers")
     assert none.warning and worse.warning
 
 
 def test_with_fewer_predictions_there_is_less_to_say():
     [probe] = said(structured_eval=100, probe_linear=150)
     assert probe.text.startswith(
-        "A linear probe on the frozen vision tower's features, which needs no fine-tuning, beats the base model"
+        "A linear probe on the frozen vision tower's features, which learns from the training split, beats the base model"
     )
+    [equal] = said(structured_eval=100, probe_linear=101)
+    assert "tower's features, which learns from the training split: 50.0" in equal.text
     assert said(structured_eval=100) == said(probe_linear=100, majority=10) == []

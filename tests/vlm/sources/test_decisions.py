@@ -73,9 +73,13 @@ def test_decisions_about_rows_that_were_not_drawn_change_nothing(of):
         names = [f"{label}/{i:02d}.{kind}" for label, kind in (("cat", "png"), ("dog", "jpg")) for i in range(20)]
     free = [name for name in names if name not in drawn]
     report = prepare(decided(of, free[:3], {free[3]: "cat", free[4]: "dog"}))
+    beyond = (
+        "configs/tasks/pets.yaml: no effect of the decision about train-000012 (and 4 more), because train has 12 rows"
+    )
     for split in preparation.SPLITS:
         assert Path("data", f"{split}.parquet").read_bytes() == Path("before", f"{split}.parquet").read_bytes()
-    assert (report.skipped, report.relabelled, report.test_changed, report.warnings()) == ((), (), 0, [])
+    assert (report.skipped, report.relabelled, report.test_changed) == ((), (), 0)
+    assert report.warnings() == ([beyond] if of is BADGES else [])
 
 
 def test_a_new_label_that_is_the_old_one_changes_nothing():
@@ -108,6 +112,24 @@ def test_a_decision_settles_a_conflict_of_copies():
     report = prepare(decided(FOLDER, relabel={"cat/00.png": "dog"}), ALL)
     assert report.total == 40 and report.rows["train"] != report.rows["test"]
     assert dict(row for split in preparation.SPLITS for row in rows(split))["cat/00.png"] == "dog"
+
+
+@pytest.mark.parametrize("rows_", [ALL, PrepareParams(train=20, validation=4, test=8)], ids=["all", "a number"])
+def test_copies_that_a_decision_brings_back_are_drawn_for_train_only(rows_):
+    pets(24)
+    copies = [f"dog/copy-{i}.png" for i in range(10)]
+    for i, copy in enumerate(copies):
+        Path("pets", copy).write_bytes(Path(f"pets/cat/{i:02d}.png").read_bytes())
+    prepare(FOLDER, rows_, into="before")
+    of = decided(FOLDER, exclude=copies[:5], relabel={f"cat/{i:02d}.png": "dog" for i in range(5, 10)})
+    report = prepare(of, rows_)
+    assert report.test_changed == 0
+    for split in ("test", "validation"):
+        assert Path("data", f"{split}.parquet").read_bytes() == Path("before", f"{split}.parquet").read_bytes()
+    back = {f"cat/{i:02d}.png" for i in range(10)} & set(ids("train"))
+    assert back and not any(name in split_of("before") for name in back)
+    if rows_ is ALL:
+        assert set(ids("train")) == {*ids("train", "before"), *(f"cat/{i:02d}.png" for i in range(10))}
 
 
 def test_an_excluded_blank_picture_is_no_longer_reported():

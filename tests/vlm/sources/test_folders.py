@@ -185,8 +185,11 @@ def test_the_error_for_a_misspelled_folder_names_the_label_it_resembles(folder):
 def test_labels_in_another_unicode_form_resemble_each_other():
     """macOS writes an accent as a character of its own."""
     picture("S\u030ckoda/1.png", "skoda")
-    with pytest.raises(InputError, match="but looks like '\u0160koda'"):
+    form = r"spell both alike \(they differ in Unicode form only: .*; copy the data's name\)"
+    with pytest.raises(InputError, match=f"but looks like '\u0160koda'; {form}, or `other_classes"):
         prepare(task({"folder": "pets"}, labels=("\u0160koda",)))
+    with pytest.raises(InputError, match=f"1.png is labelled S\u030ckoda; {form}$"):
+        prepare(task({"folder": "pets"}, labels=("\u0160koda",), other_classes="leave_out"))
 
 
 def test_pictures_of_other_classes_can_be_left_out():
@@ -269,3 +272,22 @@ def test_a_pinned_folder_is_checked(capsys):
     picture("cat/00.png", random.random())
     with pytest.raises(InputError, match=r"configs/tasks/pets\.yaml: source\.sha256: pets has changed"):
         prepare(of)
+
+
+def test_a_dangling_link_is_left_out_or_stops_the_check_of_a_pin_with_one_line():
+    pets()
+    Path("pets/cat/gone.png").symlink_to("nowhere.png")
+    report = prepare(FOLDER)
+    assert [(skipped.id, skipped.reason) for skipped in report.skipped] == [("cat/gone.png", "does not exist")]
+    with pytest.raises(InputError) as caught:
+        prepare(task({"folder": "pets", "sha256": f"sha256:{'0' * 64}"}))
+    assert str(caught.value) == ("pets/cat/gone.png: cannot be read: no such file or directory; correct or remove it")
+
+
+def test_a_name_that_is_not_utf8_is_one_line():
+    pets(3)
+    Path("pets/cat/caf\udce9.png").write_bytes(b"")  # a byte of Latin-1
+    for call in (lambda: prepare(FOLDER), lambda: pins.folder_hash(Path("pets"))):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert str(caught.value) == "'pets/cat/caf\\udce9.png': the name is not UTF-8; rename it"

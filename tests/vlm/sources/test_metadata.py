@@ -74,6 +74,11 @@ def test_a_metadata_file_names_pictures_and_labels(kind):
         ("a.csv", b"file,what\ncat/00.png,\xff\n", "pets/a.csv: cannot be read as CSV or JSONL in UTF-8"),
         ("a.csv", "file,what\n../cat.png,cat\n", "pets/a.csv: line 2: '../cat.png' should be a path inside pets"),
         ("a.jsonl", '{"file": "cat/00.png", "what": "cat"}\n{"file"\n', "pets/a.jsonl: line 2: is not JSON"),
+        (
+            "a.jsonl",
+            '{"file": "\\udce9.png", "what": "cat"}\n',
+            "pets/a.jsonl: line 1: column 'file': '\\udce9.png' is not valid Unicode; correct it",
+        ),
         ("a.jsonl", "[1]\n", "pets/a.jsonl: line 1: should be a JSON object"),
         ("a.xlsx", "", "pets/a.xlsx: should be a .csv or .jsonl file"),
     ],
@@ -90,6 +95,13 @@ def test_a_missing_metadata_file_is_one_line():
     pets(1)
     with pytest.raises(InputError, match=r"pets/a\.csv: no such file; source\.metadata names it"):
         prepare(task({"folder": "pets", "metadata": "a.csv"}))
+
+
+def test_a_path_with_a_null_byte_is_a_picture_that_cannot_be_read():
+    rows = [*ROWS, ("a\0.png", "cat")]
+    of = metadata("a.jsonl", "".join(json.dumps({"file": name, "what": label}) + "\n" for name, label in rows))
+    report = prepare(of, PrepareParams(train=None, validation=2, test=4))
+    assert [(skip.id, skip.reason) for skip in report.skipped] == [("a\0.png", "cannot be read: embedded null byte")]
 
 
 def test_pictures_of_other_classes_can_be_left_out():
@@ -182,7 +194,7 @@ def test_the_error_for_too_few_pictures_says_how_many_are_tied():
     with pytest.raises(
         InputError,
         match=r"prepare\.validation: 2 rows are asked for, 0 are available \(readable, distinct, in no other split; 16 more "
-        r"are tied to other splits\); ask for fewer here or in the other splits$",
+        r"are tied to other splits\); there are too few groups \(columns\.group\) for the splits$",
     ):
         prepare(grouped(rows), PrepareParams(train=None, validation=2, test=4))
 

@@ -89,14 +89,62 @@ def test_pictures_may_be_added_in_any_parts_and_order(monkeypatch):
 
 
 def test_a_cluster_of_most_of_a_class_is_no_cluster():
-    """Six of ten cats look alike; two dogs are near duplicates and remain so."""
-    cats = [picture(i, jpeg(scene(0), 90 - i)) for i in range(6)] + [
-        picture(6 + i, jpeg(scene(1 + i))) for i in range(4)
+    """Ten of 16 cats look alike; two dogs are near duplicates and remain so."""
+    cats = [picture(i, jpeg(scene(0), 90 - i)) for i in range(10)] + [
+        picture(10 + i, jpeg(scene(1 + i))) for i in range(6)
     ]
-    dogs = [picture(10 + i, jpeg(scene(20 + i // 2), 90 - i), "dog") for i in range(2)]
-    dogs += [picture(12 + i, jpeg(scene(30 + i)), "dog") for i in range(3)]
+    dogs = [picture(20 + i, jpeg(scene(20), 90 - i), "dog") for i in range(2)]
+    dogs += [picture(22 + i, jpeg(scene(30 + i)), "dog") for i in range(3)]
     near = NearDuplicates()
     near.add([*cats, *dogs])
     found, swallowed = near.clusters([*cats, *dogs])
-    assert set(found) == {10, 11}
-    assert swallowed == [Swallowed("cat", 6, 10)]
+    assert set(found) == {20, 21}
+    assert swallowed == [Swallowed("cat", 10, 16)]
+
+
+def test_a_rare_class_does_not_end_the_protection_of_another_one():
+    """Both pictures of a class look like 20 of the 60 roses, and all nine of another class look alike."""
+    shown = [picture(i, jpeg(scene(0), 90 - i), "rose") for i in range(20)]
+    shown += [picture(20 + i, jpeg(scene(1 + i)), "rose") for i in range(40)]
+    shown += [picture(60 + i, jpeg(scene(0), 60 - i), "rare") for i in range(2)]
+    shown += [picture(70 + i, jpeg(scene(99), 90 - i), "few") for i in range(9)]
+    near = NearDuplicates()
+    near.add(shown)
+    found, swallowed = near.clusters(shown)
+    assert swallowed == []
+    assert len({found[i] for i in (*range(20), 60, 61)}) == 1
+    assert len({found[i] for i in range(70, 79)}) == 1
+
+
+def chained(index: int, bits: int) -> Picture:
+    """A picture whose hash has so many bits set: the more these numbers differ, the less two pictures look alike."""
+    hashed = ((1 << bits) - 1).to_bytes(32, "little")
+    return Picture(index, f"{index}.jpg", "cat", pictures.Inspection(b"", b"", True, perceptual_hash=hashed))
+
+
+@pytest.mark.parametrize("most_links", [0, 1, 1000])
+def test_a_chain_is_one_cluster_wherever_it_is_cut(most_links, monkeypatch):
+    """Each picture looks like the one before it only, so its link says nothing about the pictures before that one."""
+    chain = [chained(i, 20 * i) for i in range(8)]
+    monkeypatch.setattr("vlm.sources.near_duplicates._AT_ONCE", 1)
+    monkeypatch.setattr("vlm.sources.near_duplicates._MOST_LINKS", most_links)
+    for parts in ([chain], [chain[:3], chain[3:]], [[picture] for picture in chain]):
+        near = NearDuplicates()
+        for part in parts:
+            near.add(part)
+        found, _ = near.clusters(chain)
+        assert len(found) == 8 and len(set(found.values())) == 1
+
+
+def test_links_are_joined_before_there_are_too_many_of_them(monkeypatch):
+    joined, join = [], NearDuplicates._join
+
+    def count_links(near, links):
+        joined.append(sum(len(ends) for ends, _ in links))
+        join(near, links)
+
+    monkeypatch.setattr("vlm.sources.near_duplicates._AT_ONCE", 1)  # a row at a time, with up to 11 links
+    monkeypatch.setattr("vlm.sources.near_duplicates._MOST_LINKS", 20)
+    monkeypatch.setattr(NearDuplicates, "_join", count_links)
+    NearDuplicates().add([chained(i, 0) for i in range(12)])
+    assert sum(joined) == 12 * 11 / 2 and max(joined) <= 20 + 11

@@ -105,6 +105,31 @@ def test_a_folder_that_is_neither_is_one_line(folder, message):
     assert str(caught.value).startswith(f"configs/tasks/pets.yaml: {message}")
 
 
+def test_train_may_be_the_only_split_of_ones_own():
+    own_splits(train=8)
+    assert prepare(FOLDER, PrepareParams(train=None, validation=2, test=4)).total == 16
+
+
+def test_pictures_in_train_without_a_label_are_one_line():
+    picture("train/1.png", 1)
+    with pytest.raises(
+        InputError, match=r"labels: 'train', the label of 1 of the data's pictures \(train/1\.png is one"
+    ):
+        prepare(FOLDER, ALL)
+
+
+def test_a_split_of_ones_own_without_a_usable_picture_is_one_line():
+    own_splits(train=6, val=1, test=4)
+    for label in ("cat", "dog"):
+        Path(f"pets/val/{label}/00.png").write_bytes(Path(f"pets/test/{label}/00.png").read_bytes())
+    with pytest.raises(InputError) as caught:
+        prepare(FOLDER, ALL)
+    assert str(caught.value) == (
+        "params.yaml: prepare.validation: null means all, but the source's validation split has no usable picture of a "
+        "label (readable, distinct, in no other split); add pictures to it"
+    )
+
+
 # Near duplicates in a folder without splits
 
 
@@ -155,6 +180,17 @@ def test_what_does_not_fit_is_left_out_and_listed():
     assert first not in split_of()
 
 
+def test_the_error_for_too_few_pictures_says_that_many_look_alike():
+    photos(1)
+    for i in range(8):
+        for label in ("cat", "dog"):
+            saved_again(f"{label}/again-{i}.jpg", f"{label}/00.png", scale=0.9 - 0.02 * i)
+    with pytest.raises(
+        InputError, match=r"16 more are tied to other splits\); there are too many near duplicates for the s"
+    ):
+        prepare(FOLDER, PrepareParams(train=None, validation=2, test=2))
+
+
 def test_a_class_that_looks_alike_is_split_like_any_other_and_said():
     photos(10)
     for i in range(30):
@@ -163,5 +199,5 @@ def test_a_class_that_looks_alike_is_split_like_any_other_and_said():
     assert report.total == 50
     assert report.warnings() == [
         "near duplicates: 31 of 40 pictures of 'cat' look alike to the perceptual hash, so they are split like other "
-        "pictures; columns.group keeps together what belongs together"
+        "pictures"
     ]

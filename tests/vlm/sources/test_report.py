@@ -26,6 +26,14 @@ def test_labels_without_a_row_are_one_line():
     ]
 
 
+def test_more_rows_are_advised_only_if_the_data_has_more_pictures_of_the_label():
+    lacking = {"a": 4, "b": 0}
+    few = {"train": {"a": 9, "b": 2}, "validation": {"a": 3, "b": 1}, "test": lacking}
+    more, none = (Report(rows=few, in_source={"a": 16, "b": number}).warnings()[0] for number in (4, 3))
+    assert more.endswith("4 test rows for 2 labels, none for 'b'; ask for more rows")
+    assert none.endswith("4 test rows for 2 labels, none for 'b'; the data has no more of them")
+
+
 def test_labels_with_a_single_picture_are_one_line():
     assert report(in_source={"cat": 50, "dog": 1}).warnings() == [
         "there is a single picture of 'dog': train or test has none of it"

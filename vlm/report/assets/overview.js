@@ -106,7 +106,7 @@ function thresholdTable(title, rows) {
               ...(row.threshold == null
                 ? [element("td", { colspan: 3 }, "no threshold reaches it on validation")]
                 : [
-                    row.threshold.toFixed(3),
+                    String(row.threshold),
                     both(row.coverage, row.coverage_low, row.coverage_high),
                     both(row.accuracy, row.low, row.high)
                   ].map(text => element("td", {}, text)))

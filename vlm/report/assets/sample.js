@@ -100,14 +100,21 @@ function placeInGallery(i) {
   return place < 0 ? "" : `${(place + 1).toLocaleString("en")} of ${gallery.samples.length.toLocaleString("en")}`;
 }
 
+// Opens a sample, or goes from one to the next. The history has one entry for it, which is marked, so that closing the
+// sample can go back to the entry before.
 function openSample(i) {
-  if (i !== undefined) go({ sample: data.ids[i] }, state.sample !== "");
+  if (i === undefined) return;
+  const opened = state.sample === "" || history.state?.opened === true;
+  go({ sample: data.ids[i] }, state.sample !== "");
+  if (opened) history.replaceState({ opened }, "");
 }
 
 function prepareSample() {
   const dialog = byId("sample");
   dialog.addEventListener("close", () => {
-    if (state.sample) go({ sample: "" }, true);
+    if (!state.sample) return;
+    if (history.state?.opened) history.back();
+    else go({ sample: "" }, true); // a link led here
   });
   dialog.addEventListener("click", event => {
     if (event.target === dialog) dialog.close();
@@ -120,6 +127,6 @@ function prepareSample() {
   });
   document.addEventListener("click", event => {
     const id = event.target.closest?.("[data-sample]")?.dataset.sample;
-    if (id !== undefined) go({ sample: id });
+    if (id !== undefined) openSample(data.ids.indexOf(id));
   });
 }

@@ -115,6 +115,7 @@ function showDecisions() {
     const [exclude, relabel] = group.querySelectorAll("input");
     exclude.checked = decision === "exclude";
     relabel.checked = decision === "relabel";
+    if (relabel.checked) group.querySelector("select").value = suspects.decisions.get(group.dataset.id).to;
   }
   byId("yaml").textContent = decisionsYaml();
   byId("copy").textContent = n ? `Copy ${count(n, "decision")}` : "Copy decisions";
