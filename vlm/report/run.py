@@ -32,7 +32,7 @@ def facts(params: "Params", stale: Collection[str] = ()) -> dict[str, Any]:
         ("Samples", ", ".join(f"{count:,} {split}" for split, count in rows)),
     ]
     if source.revision or source.sha256:
-        data.append(("Revision", _short(source.revision or f"sha256:{source.sha256}")))
+        data.append(("Revision", _short(source.revision or source.sha256)))
     file = f"configs/models/{model.name}.yaml:"
     tuned = {} if "finetune" in stale else _details("plots/finetune/details.json")
     facts_of_model = [

@@ -93,7 +93,7 @@ function decisionAbout(id) {
   return decided === undefined ? null : decided.to === null ? "exclude" : "relabel";
 }
 
-// The decisions in the form that a task's file has. JSON's texts are YAML's, too, whatever is in them.
+// The decisions in the form that a file in configs/decisions/ has. JSON's texts are YAML's, too, whatever is in them.
 function decisionsYaml() {
   const quoted = JSON.stringify;
   const lines = { exclude: [], relabel: [] };
