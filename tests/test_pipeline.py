@@ -81,10 +81,10 @@ class Clone:
         path.write_text(text.replace(old, new, 1))
 
     def results(self) -> dict[str, str]:
-        """The hashes in dvc.lock of everything that equal runs have in common: all but the runtimes."""
+        """The hashes in dvc.lock of what equal runs have in common: all but the runtimes, and the report, which has them."""
         lock = read_yaml(self.folder / "dvc.lock")
         outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]  # check has none
-        return {out["path"]: out["md5"] for out in outs if not out["path"].startswith("metrics/runtime")}
+        return {out["path"]: out["md5"] for out in outs if not out["path"].startswith(("metrics/runtime", "reports"))}
 
     def start_finetune(self, *command: str) -> subprocess.Popen:
         """Starts `command` and waits until the training has a checkpoint."""
