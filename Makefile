@@ -3,7 +3,7 @@
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: repro plan sweep learning-curve test test-slow browser lint lock
+.PHONY: repro plan sweep learning-curve test test-slow browser demo demo-files lint lock
 
 repro: .venv/ready          ## run the pipeline
 	$(UV) run --no-sync dvc repro
@@ -41,6 +41,14 @@ browser:                    ## Chromium, which the tests of the report drive, fr
 	else \
 	  echo "install Chromium or Google Chrome so that it is on the PATH; on macOS: brew install --cask chromium" >&2; exit 1; \
 	fi
+
+# Both need Python's standard library only. PORT=8000 fixes the port.
+demo: demo-files            ## the exported classifier in a browser, on this machine
+	@python3 demo/serve.py $(if $(PORT),--port $(PORT))
+
+# Without it the tests of the demo, in `make test-slow`, fail; nothing else needs it.
+demo-files:                 ## wllama, which the demo runs on, fetched once from npm's registry
+	@python3 demo/fetch.py
 
 lint: .venv/ready
 	$(UV) run --no-sync ruff check

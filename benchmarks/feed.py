@@ -184,8 +184,7 @@ def job(split: str, processor, params, rows: range, cores: int, sleep: float) ->
     import torch
 
     from vlm.evaluation import feed, runner
-    from vlm.evaluation.decoding import Answers
-    from vlm.evaluation.record import Record
+    from vlm.evaluation.record import Answers, Record
 
     def answer(inputs: dict) -> Answers:
         count = len(inputs["input_ids"])

@@ -23,12 +23,17 @@ STEPS = {
     "structured_eval": "structured",
     "final_eval_raw": "fine-tuned,\nraw",
     "final_eval": "fine-tuned,\nstructured",
+    "edge_eval": "exported,\nllama.cpp",
 }
 _SIGNIFICANT = 0.05  # a p-value from which on two models cannot be told apart
 
 
 def main() -> None:
     answers = {name: predictions.read(name) for name in [*BASELINES, *STEPS]}
+    # Probes of a model that gives no vision features, and the export of a model that llama.cpp does not run
+    for name in (*PROBES, "edge_eval"):
+        if "unavailable" in json_files.read(f"predictions/{name}.json"):
+            del answers[name]
     found = compare(answers["structured_eval"], answers["final_eval"])
     details = dict(found)
     line = (
@@ -37,8 +42,7 @@ def main() -> None:
     )
     over = {}
     for name, (prefix, _) in PROBES.items():
-        if "unavailable" in json_files.read(f"predictions/{name}.json"):  # the model gives no vision features
-            del answers[name]
+        if name not in answers:
             continue
         over[name] = compare(answers[name], answers["final_eval"])
         details |= {f"{prefix}_{key}": value for key, value in over[name].items()}
@@ -50,7 +54,7 @@ def main() -> None:
     bars = {name: _bar(name, answers[name]) for name in answers}
     charts.accuracy(
         Path("plots/compare/accuracy.png"),
-        [bars[name] for name in STEPS],
+        [bars[name] for name in STEPS if name in bars],
         [bars[name] for name in BASELINES if name in bars],
     )
     print(f"compare: {line}")

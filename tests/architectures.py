@@ -1,13 +1,17 @@
 """Tiny vision-language models of several architectures, with random weights, built from their configs alone.
 
 `build(name, folder)` saves one with its processor for `from_pretrained`. The weights are as large as trained ones, so
-that the next token depends on the picture and the text. The same name always gives the same bytes.
+that the next token depends on the picture and the text. The same name always gives the same bytes. `loaded` loads one
+with a loader of the pictures that `write_pictures` writes.
 """
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma3Config,
@@ -35,7 +39,14 @@ from transformers import (
 )
 
 from models import pretrain_tiny
+from vlm.config.models import ModelConfig
+from vlm.config.params import ImageParams
+from vlm.config.task import Task
+from vlm.data import dataset
+from vlm.evaluation import batching
+from vlm.models import loading
 
+QUESTION = Task(name="t", source={"folder": "photos"}, labels=["cat", "dog"], prompt={"user": "Which? {labels}"})
 VOCABULARY = 640
 TURN_TOKENS = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 TEXTS = [
@@ -201,6 +212,31 @@ def build(name: str, folder: Path) -> Path:
     torch.manual_seed(7)
     ARCHITECTURES[name](folder)
     return folder
+
+
+def write_pictures(path: Path, sizes: Sequence[tuple[int, int]]) -> str:
+    """Writes a split of pictures of noise, width x height, all labelled "cat", and returns its path."""
+    rng = np.random.default_rng(0)
+
+    def png(size: tuple[int, int]) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    dataset.write(path, (dataset.Row(f"train-{i}", png(size), "cat") for i, size in enumerate(sizes)))
+    return str(path)
+
+
+def loaded(
+    name: str, folder: Path, split: str, **image: object
+) -> tuple[PreTrainedModel, ProcessorMixin, batching.Loader]:
+    """An architecture, built in `folder`, its processor, and a loader that asks QUESTION about the pictures of `split`.
+
+    `image` are values of params.yaml's block of that name.
+    """
+    config = ModelConfig(name=name, id=str(build(name, folder)), dtype="float32")
+    model, processor = loading.load(config, ImageParams(**image))
+    return model, processor, batching.Loader(split, processor, QUESTION)
 
 
 def _tokenizer(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlm.config.yaml_files import read_yaml
+from vlm.edge.answers import EdgeEvaluation
 from vlm.evaluation import Evaluation
 from vlm.probing import FeatureExtraction
 from vlm.robustness import Robustness
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 # The rooms of vlm, from the top down: imports point down this list only.
 ROOMS = """
-    commands report audit measuring compute robustness probing training evaluation models sources data config
+    commands report audit measuring compute edge robustness probing training evaluation models sources data config
 """.split()
 
 
@@ -71,7 +72,7 @@ def test_a_stage_depends_on_exactly_the_packages_that_it_imports(stage):
     assert code == expected | {f"stages/{stage}.py"}
 
 
-@pytest.mark.parametrize("job", [Evaluation, FineTuning, FeatureExtraction, Robustness])
+@pytest.mark.parametrize("job", [Evaluation, FineTuning, FeatureExtraction, Robustness, EdgeEvaluation])
 def test_a_jobs_key_depends_on_exactly_the_packages_that_it_imports(job):
     own = [ROOT.joinpath(*job.__module__.split(".")).with_suffix(".py")]
     assert set(job.PACKAGES) == rooms_behind(own)

@@ -15,6 +15,8 @@ COMMANDS = {
     "audit": ("audit", "suspicious samples: probable label errors, near duplicates, pictures that show little"),
     "pin": ("pin", "write the commit or hash of a model or data set into its file"),
     "batch-size": ("batch_size", "find the fastest evaluation.batch_size on this device"),
+    "export": ("export", "write the fine-tuned classifier as files for llama.cpp, verified against PyTorch"),
+    "serve": ("serve", "answer over HTTP with the exported files"),
     "merge": ("merge", "write the fine-tuned model's merged weights"),
 }
 

@@ -13,6 +13,7 @@ NAMES = [
     "structured_eval",
     "final_eval_raw",
     "final_eval",
+    "edge_eval",
 ]
 
 

@@ -2,8 +2,10 @@
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from vlm.config.task import Decisions
 
 # The kinds, as messages name one and several of them. A picture that shows nothing has no other problem worth listing.
 KINDS = {
@@ -14,7 +16,7 @@ KINDS = {
     "dark": ("dark picture", "dark pictures"),
     "odd_size": ("picture of an odd size", "pictures of an odd size"),
 }
-_COLUMNS = ["rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason"]
+_COLUMNS = ["rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason", "decided"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Suspect:
     """A sample that someone should look at, and why.
 
     `score` is from 0 to 1, the most suspicious first. `suggestion` is the label that the models give (label_error), and
-    `other` is the SPLIT/ID of the picture that this one is a copy of (near_duplicate).
+    `other` is the SPLIT/ID of the picture that this one is a copy of (near_duplicate). `decided` says what somebody has
+    decided about it; such a suspect needs no further look, so it is ranked last and not counted.
     """
 
     sample: Sample
@@ -40,15 +43,32 @@ class Suspect:
     reason: str
     suggestion: str = ""
     other: str = ""
+    decided: str = ""
 
 
-def ranked(found: Iterable[Suspect]) -> list[Suspect]:
-    """The suspects, the most suspicious first; of a blank picture nothing else is listed."""
-    found = list(found)
+def ranked(found: Iterable[Suspect], decisions: Decisions) -> list[Suspect]:
+    """The suspects, the most suspicious first and the decided ones last; of a blank picture nothing else is listed."""
+    found = [replace(suspect, decided=_decided(suspect, decisions)) for suspect in found]
     blank = {suspect.sample for suspect in found if suspect.kind == "blank"}
     kept = [suspect for suspect in found if suspect.kind == "blank" or suspect.sample not in blank]
-    order = list(KINDS)
-    return sorted(kept, key=lambda s: (-round(s.score, 4), order.index(s.kind), s.sample.split, s.sample.id, s.other))
+    kinds = list(KINDS)
+    kept.sort(key=lambda s: (-round(s.score, 4), kinds.index(s.kind), s.sample.split, s.sample.id, s.other))
+    return sorted(kept, key=lambda suspect: suspect.decided != "")
+
+
+def _decided(suspect: Suspect, decisions: Decisions) -> str:
+    """The decision that settles a suspicion, with its reason; empty if there is none.
+
+    A new label settles only whether the label is right: a relabelled picture can still be a copy, or show nothing.
+    """
+    id_ = suspect.sample.id
+    if id_ in decisions.exclude:  # the splits still have it, because `prepare` has not run since
+        return f"excluded: {decisions.exclude[id_]}"
+    if id_ in decisions.keep:
+        return f"kept: {decisions.keep[id_]}"
+    if id_ in decisions.relabel and suspect.kind == "label_error":
+        return f"relabelled to {decisions.relabel[id_].to}: {decisions.relabel[id_].reason}"
+    return ""
 
 
 def write(path: Path, suspects: Iterable[Suspect]) -> None:
@@ -62,5 +82,5 @@ def write(path: Path, suspects: Iterable[Suspect]) -> None:
             sample = suspect.sample
             score = f"{suspect.score:.4f}"
             row = [rank, sample.id, sample.split, suspect.kind, score, sample.label]
-            writer.writerow([*row, suspect.suggestion, suspect.other, suspect.reason])
+            writer.writerow([*row, suspect.suggestion, suspect.other, suspect.reason, suspect.decided])
     temporary.replace(path)

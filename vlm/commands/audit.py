@@ -15,7 +15,9 @@ PLOTS, METRICS = Path("plots/audit"), Path("metrics/audit.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many suspects to print (default: 10)")
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="N", help="how many undecided suspects to print (default: 10)"
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -32,12 +34,12 @@ def main(arguments: argparse.Namespace) -> None:
     if found.suspects:
         print(
             f"all of them: {PLOTS}/suspects.csv; look at the pictures in the report (`python -m vlm report`), "
-            "then exclude or relabel what is wrong: docs/audit.md"
+            "then exclude, relabel or keep each: docs/audit.md"
         )
 
 
 def _print_first(found: Audit, count: int) -> None:
-    first = found.suspects[:count]
+    first = found.undecided[:count]
     names = [f"{suspect.sample.split}/{suspect.sample.id}" for suspect in first]
     width = max(map(len, names), default=0)
     for rank, (name, suspect) in enumerate(zip(names, first, strict=True), 1):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from vlm.compute import local
+from vlm.compute.local import run_on_cpu as run_on_cpu
 from vlm.config.events import Emit
 from vlm.config.models import ModelConfig
 from vlm.config.params import Compute, ModalParams

@@ -34,10 +34,7 @@ _FORGET_AFTER = 30 * 24 * 3600  # seconds since unfinished work was last touched
 @contextmanager
 def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Path]:
     """Runs `job` in its folder (see `reserved`), yields the folder. Scalars go to the trackers; DVCLive uses `live`."""
-    end_with_dvc()
-    with reserved(key(job)) as (directory, bar), ExitStack() as stack:
-        if any(directory.iterdir()):
-            bar(Log("resuming the unfinished work of an earlier run"))
+    with _started(job) as (directory, bar), ExitStack() as stack:
         scalars = stack.enter_context(tracker(track_with, live, directory.name)) if live else None
 
         def emit(event: Event) -> None:
@@ -56,6 +53,24 @@ def run(job: "Job", live: str | None, track_with: Sequence[str]) -> Iterator[Pat
         else:
             job.run(directory, emit)
         yield directory
+
+
+@contextmanager
+def run_on_cpu(job: "Job") -> Iterator[Path]:
+    """Runs a job that uses no GPU, whatever this machine has, in its folder (see `reserved`), and yields the folder."""
+    with _started(job) as (directory, bar):
+        job.run(directory, bar)
+        yield directory
+
+
+@contextmanager
+def _started(job: "Job") -> Iterator[tuple[Path, ProgressBar]]:
+    """The job's folder and progress bar; says so if the folder has an earlier run's work. Ends with dvc."""
+    end_with_dvc()
+    with reserved(key(job)) as (directory, bar):
+        if any(directory.iterdir()):
+            bar(Log("resuming the unfinished work of an earlier run"))
+        yield directory, bar
 
 
 def end_with_dvc(interrupt: bool = True) -> None:

@@ -1,8 +1,8 @@
 """params.yaml and the files of the chosen task and model, as one validated, frozen object."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from vlm.config import gpus
 from vlm.config.errors import InputError
@@ -98,6 +98,34 @@ class RobustnessParams(Frozen):
     corruptions: Annotated[list[Corruption], Field(min_length=1), AfterValidator(_each_once)]
 
 
+# Types of GGUF files; vlm/edge/quantization.py can write them.
+TextType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
+VisionType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+
+
+class ExportParams(Frozen):
+    text: TextType
+    vision: VisionType
+    samples: int | None = Field(gt=0)
+    sweep: Annotated[list[str], AfterValidator(_each_once)]
+
+    @field_validator("sweep")
+    @classmethod
+    def _known_types(cls, sweep: list[str]) -> list[str]:
+        for entry in sweep:
+            text, plus, vision = entry.partition("+")
+            for type_, known in ((text, TextType), (vision, VisionType)):
+                if type_ not in get_args(known) and (plus or type_):
+                    raise ValueError(f"{type_!r} should be one of {', '.join(get_args(known))}")
+        return sweep
+
+    @property
+    def swept(self) -> list[tuple[str, str]]:
+        """(text, vision) of each entry of `sweep`; a text type alone stands for one with `vision`."""
+        pairs = [entry.partition("+") for entry in self.sweep]
+        return [(text, vision or self.vision) for text, _, vision in pairs]
+
+
 class ModalParams(Frozen):
     gpu: str | None
     containers: int = Field(gt=0)
@@ -119,6 +147,7 @@ class Params(Frozen):
     finetune: FinetuneParams
     final_eval: FinalEvalParams
     robustness: RobustnessParams
+    export: ExportParams
 
 
 def load_params(path: str = "params.yaml") -> Params:

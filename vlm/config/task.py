@@ -3,18 +3,18 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vlm.config.errors import InputError
 from vlm.config.folders import in_repository
 from vlm.config.yaml_files import Frozen, named_file, read_mapping, validate
 
-_DECISIONS = PurePosixPath("configs", "decisions")  # in dvc.yaml, the stage prepare depends on this folder
+_DECISIONS = PurePosixPath("configs", "decisions")  # in dvc.yaml, prepare and audit depend on this folder
 
 
 class Badges(Frozen):
@@ -91,19 +91,31 @@ class Columns(Frozen):
         return [self.label] if isinstance(self.label, str) else self.label
 
 
+def _not_empty(reason: Any) -> Any:
+    if reason is None or (isinstance(reason, str) and not reason.strip()):
+        raise ValueError("is an empty reason; write why")
+    return reason
+
+
+Reason = Annotated[str, BeforeValidator(_not_empty)]  # so that somebody else can check the decision
+
+
 class Relabelling(Frozen):
     to: str
-    reason: str
+    reason: Reason
 
 
 class Decisions(Frozen):
-    """What somebody decided about single pictures, by their ids. `prepare` applies it to the splits.
+    """What somebody decided about single pictures, by their ids.
 
-    `exclude` maps a picture to the reason why it is in no split, `relabel` to its new label and the reason for it.
+    `exclude` maps a picture to the reason why it is in no split, `relabel` to its new label and the reason for it:
+    `prepare` applies these two to the splits. `keep` maps a picture that somebody looked at and found right to the
+    reason: it changes no split, but the audit ranks the picture last.
     """
 
-    exclude: dict[str, str] = Field(default={})
+    exclude: dict[str, Reason] = Field(default={})
     relabel: dict[str, Relabelling] = Field(default={})
+    keep: dict[str, Reason] = Field(default={})
 
     def label(self, id_: str, label: str) -> str:
         """The label of a picture that the data calls `label`."""
@@ -144,8 +156,9 @@ class Task(Frozen):
     labels: tuple[str, ...] = Field(min_length=1, strict=False)
     aliases: dict[str, list[str]] = Field(default={})
     # Decisions about single pictures: either here, or in a file in configs/decisions/ that `decisions` names.
-    exclude: dict[str, str] = Field(default={})
+    exclude: dict[str, Reason] = Field(default={})
     relabel: dict[str, Relabelling] = Field(default={})
+    keep: dict[str, Reason] = Field(default={})
     decisions: str | None = None
     prompt: Prompt
     flip: bool = False  # whether a mirrored picture keeps its label; not if it shows text
@@ -188,17 +201,18 @@ class Task(Frozen):
     def _sensible_decisions_and_groups(self) -> "Task":
         if self.columns.group is not None and self.source.hub is None and self.source.metadata is None:
             raise ValueError("columns.group has no effect without source.hub or source.metadata; remove it")
-        _check_decisions(self.exclude, self.relabel, self.labels)
+        here = Decisions(exclude=self.exclude, relabel=self.relabel, keep=self.keep)
+        _check_decisions(here, self.labels)
         if self.decisions is None:
             return self
-        if self.exclude or self.relabel:
-            key = "exclude" if self.exclude else "relabel"
-            raise ValueError(f"{key}: is here and decisions names a file; move it to {self.decisions}")
+        for key, decided in here:
+            if decided:
+                raise ValueError(f"{key}: is here and decisions names a file; move it to {self.decisions}")
         path = PurePosixPath(self.decisions)
         if not path.is_relative_to(_DECISIONS) or ".." in path.parts or path.suffix != ".yaml":
             raise ValueError(
-                f"decisions: {self.decisions!r} should be a .yaml file in {_DECISIONS}, because the stage prepare "
-                "depends on that folder"
+                f"decisions: {self.decisions!r} should be a .yaml file in {_DECISIONS}, because the stages prepare and "
+                "audit depend on that folder"
             )
         return self
 
@@ -287,7 +301,7 @@ def load_task(name: str) -> Task:
 def load_decisions(task: Task) -> Decisions:
     """The decisions in the task's file, or in the file that it names. Raises InputError."""
     if task.decisions is None:
-        return Decisions(exclude=task.exclude, relabel=task.relabel)
+        return Decisions(exclude=task.exclude, relabel=task.relabel, keep=task.keep)
     if not Path(task.decisions).exists():
         raise InputError(
             f"configs/tasks/{task.name}.yaml: decisions: there is no file {task.decisions!r}; its path starts at the "
@@ -295,18 +309,21 @@ def load_decisions(task: Task) -> Decisions:
         )
     decisions = validate(Decisions, read_mapping(task.decisions), task.decisions)
     try:
-        _check_decisions(decisions.exclude, decisions.relabel, task.labels)
+        _check_decisions(decisions, task.labels)
     except ValueError as error:
         raise InputError(f"{task.decisions}: {error}") from None
     return decisions
 
 
-def _check_decisions(exclude: Mapping[str, str], relabel: Mapping[str, Relabelling], labels: Collection[str]) -> None:
-    """Raises ValueError for a picture that is in both mappings, and for a new label that is not one of the labels."""
-    both = sorted(exclude.keys() & relabel.keys())
-    if both:
-        raise ValueError(f"relabel: {both[0]!r} is in exclude, too; remove one of the two")
-    for id_, decision in relabel.items():
+def _check_decisions(decisions: Decisions, labels: Collection[str]) -> None:
+    """Raises ValueError for a picture with two decisions, and for a new label that is not one of the labels."""
+    keys: dict[str, str] = {}
+    for key, decided in decisions:
+        for id_ in decided:
+            if id_ in keys:
+                raise ValueError(f"{key}: {id_!r} is in {keys[id_]}, too; remove one of the two")
+            keys[id_] = key
+    for id_, decision in decisions.relabel.items():
         if decision.to not in labels:
             raise ValueError(
                 f"relabel.{id_}.to: {decision.to!r} is not one of the task's labels; correct it, or add it to labels"

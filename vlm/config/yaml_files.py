@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML, MappingNode, Node, ScalarNode, YAMLError
+from ruamel.yaml.constructor import DuplicateKeyError
 
 from vlm.config.errors import InputError
 
@@ -37,15 +38,37 @@ _EXPECTED = {
 def read_yaml(path: str | Path) -> Any:
     """Reads YAML 1.2 as DVC does (`no` is a string, 5e-4 is a number). Raises InputError."""
     try:
-        return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        return YAML(typ="safe", pure=True).load(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: should be text in UTF-8") from None
     except YAMLError as error:
+        repeated = isinstance(error, DuplicateKeyError) and _repeated_key(YAML(typ="safe", pure=True).compose(text))
+        if repeated:
+            raise InputError(f"{path}: {repeated}") from None
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise InputError(f"{path}: {where}{getattr(error, 'problem', None) or 'is not YAML'}") from None
+
+
+def _repeated_key(node: Node, *parents: str) -> str | None:
+    """One line about the first key that is twice in a mapping; None if it is in a list, or no plain text or number."""
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, MappingNode) else ():
+        if not isinstance(key, ScalarNode):
+            continue
+        name, line = key.value, key.start_mark.line + 1
+        if name in lines:
+            where = f"in line {line}" if lines[name] == line else f"in lines {lines[name]} and {line}"
+            # A block such as `relabel` has other entries the second time; below it, the entry itself is there twice.
+            remedy = "join the two" if not parents and isinstance(value, MappingNode) else "remove one of the two"
+            return f"{'.'.join((*parents, name))}: is there twice, {where}; {remedy}"
+        lines[name] = line
+        if found := _repeated_key(value, *parents, name):
+            return found
+    return None
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -88,6 +111,8 @@ def _describe_first(error: ValidationError, kind: type[Frozen]) -> str:
     if first["type"] == "value_error" and isinstance(first["input"], dict):
         return f"{key}: {message}" if key else message  # the error is about several keys of a block
     value = first["input"]
+    if value is None and first["type"] == "string_type":
+        return f"{key}: is empty; write some text"
     shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # null and true, as in YAML
     return f"{key}: {shown} {message}"
 

@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
 
 def write(
-    path: Path, task: Task, data: str, texts: Sequence[str], probabilities: Sequence[Sequence[float] | None]
+    path: Path,
+    task: Task,
+    data: str,
+    texts: Sequence[str],
+    probabilities: Sequence[Sequence[float] | None],
+    rows: Sequence[int] | None = None,
 ) -> None:
-    """Writes the answers to all samples of the split `data`; `texts` and `probabilities` are in its order."""
+    """Writes the answers to samples of the split `data`: those with the numbers `rows`, or all. All are in that order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids, labels = dataset.ids_and_labels(data)
+    if rows is not None:
+        ids, labels = [ids[row] for row in rows], [labels[row] for row in rows]
     columns = {
         "id": pa.array(ids, pa.string()),
         "label": pa.array(labels, pa.string()),

@@ -1,22 +1,14 @@
 """Turns a batch of prompts into answers: free text, text constrained by Outlines, or the most probable label."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm.config.task import Task
 from vlm.evaluation.posterior import Posterior
+from vlm.evaluation.record import Answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The model's answers to the samples of a batch; `probabilities` is (samples, labels)."""
-
-    texts: list[str]
-    probabilities: list[list[float]] | None = None
 
 
 # Takes a left-padded batch of inputs that is on the model's device.

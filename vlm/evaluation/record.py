@@ -3,11 +3,16 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vlm.evaluation.decoding import Answers
+
+@dataclass(frozen=True)
+class Answers:
+    """The model's answers to the samples of a batch; `probabilities` is (samples, labels)."""
+
+    texts: list[str]
+    probabilities: list[list[float]] | None = None
 
 
 class Record:
@@ -41,7 +46,7 @@ class Record:
         """The answers' label probabilities, in the order of the rows."""
         return [self.rows[row][1] for row in sorted(self.rows)]
 
-    def append(self, rows: Sequence[int], parts: "Sequence[Answers]", image_tokens: int) -> None:
+    def append(self, rows: Sequence[int], parts: Sequence[Answers], image_tokens: int) -> None:
         """Records a finished batch, which went through the model in `parts`."""
         probabilities = [p for part in parts for p in part.probabilities or [None] * len(part.texts)]
         entry = {

@@ -7,14 +7,14 @@ from vlm.config.events import Emit, Progress
 from vlm.config.task import Task
 from vlm.evaluation import batching
 from vlm.evaluation.feed import computed
-from vlm.evaluation.record import Record
+from vlm.evaluation.record import Answers, Record
 from vlm.models import loading
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from vlm.evaluation.decoding import Answers, Decoder
+    from vlm.evaluation.decoding import Decoder
 
 
 class BatchRunner:

@@ -2,7 +2,7 @@
 
 from typing import Any, BinaryIO
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from vlm.config.errors import InputError
 
@@ -28,9 +28,13 @@ class Revision:
         except DvcException as error:
             raise InputError(f"{name}: {error}") from None
 
+    def has(self, path: str) -> bool:
+        """Whether there is a file `path`, relative to the repository."""
+        return self._files.exists(path)
+
     def open(self, path: str) -> BinaryIO:
         """Opens the file `path`, relative to the repository. Raises InputError if it cannot be had."""
-        if not self._files.exists(path):
+        if not self.has(path):
             raise InputError(f"{path}: there is no such file in {self.name}")
         try:
             return self._files.open(path, "rb")
@@ -38,6 +42,17 @@ class Revision:
             raise InputError(f"{path}: is not in DVC's cache as of {self.name}; `dvc pull` may fetch it") from None
 
     def read_yaml(self, path: str) -> Any:
-        """Reads a YAML file, as vlm.config.yaml_files.read_yaml does."""
+        """Reads a YAML file, as vlm.config.yaml_files.read_yaml does. Raises InputError."""
         with self.open(path) as file:
-            return YAML(typ="safe", pure=True).load(file.read().decode())
+            text = file.read().decode()
+        try:
+            return YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            raise InputError(f"{path}: is not YAML in {self.name}") from None
+
+    def read_mapping(self, path: str) -> dict[str, Any]:
+        """Reads a YAML file whose top level is a mapping. Raises InputError."""
+        values = self.read_yaml(path)
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: should be a mapping of keys to values in {self.name}")
+        return values

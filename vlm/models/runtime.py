@@ -8,19 +8,25 @@ from pathlib import Path
 
 
 def measured(samples: int, seconds: float) -> dict[str, float | int | str]:
-    """This run's samples, seconds and samples per second, this process's peak memory in GB, and the device.
+    """This run's samples, seconds and samples per second, the peak memory in GB, and the device.
 
-    Peak memory is the GPU's if there is one, else the process's resident set.
+    Peak memory is the GPU's if there is one, else this process's.
     """
     import torch
 
-    if torch.cuda.is_available():
-        peak, device = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
-    else:
-        # Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        device = f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    if not torch.cuda.is_available():
+        return measured_on_cpu(samples, seconds, torch.get_num_threads())
+    return _values(samples, seconds, torch.cuda.max_memory_allocated(), torch.cuda.get_device_name())
+
+
+def measured_on_cpu(samples: int, seconds: float, threads: int) -> dict[str, float | int | str]:
+    """The same for work without torch on `threads` threads; peak memory is this process's resident set."""
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _values(samples, seconds, peak, f"CPU, {threads} threads, {platform.machine()}")
+
+
+def _values(samples: int, seconds: float, peak: int, device: str) -> dict[str, float | int | str]:
     return {
         "samples": samples,
         "seconds": round(seconds, 2),

@@ -24,6 +24,7 @@ TITLES = {
     "structured_eval": "Structured",
     "final_eval_raw": "Fine-tuned, raw",
     "final_eval": "Fine-tuned, structured",
+    "edge_eval": "Exported",
 }
 BASELINES = ("majority", "probe_nearest", "probe_linear")
 _TOP = 5  # labels whose probabilities the page shows
@@ -44,6 +45,8 @@ def load(stale: Collection[str] = ()) -> tuple[dict[str, Predictions], list[str]
             f"`dvc repro measure@structured_eval` without fine-tuning, `dvc pull` fetches them"
         )
     ids, labels = dataset.ids_and_labels(TEST)
+    if "edge_eval" in found and len(found["edge_eval"].frame) < len(ids):  # export.samples: the page shows all samples
+        del found["edge_eval"]
     for name, answers in found.items():
         if list(answers.frame["id"]) != ids or list(answers.frame["label"]) != labels:
             raise InputError(f"predictions/{name}.parquet: is of other samples than {TEST}; `dvc repro` makes it anew")
@@ -51,7 +54,11 @@ def load(stale: Collection[str] = ()) -> tuple[dict[str, Predictions], list[str]
 
 
 def _is_there(name: str) -> bool:
-    """Whether there are predictions of this name. The probes of a model without a vision tower have no answers."""
+    """Whether there are predictions of this name.
+
+    The probes of a model without a vision tower have no answers, nor has the export of a model that llama.cpp does not
+    run.
+    """
     notes = Path("predictions", f"{name}.json")
     if notes.exists() and "unavailable" in json_files.read(notes):
         return False
@@ -59,8 +66,8 @@ def _is_there(name: str) -> bool:
 
 
 def leading(names: Mapping[str, Any]) -> str:
-    """The predictions that the page shows first: the last of TITLES, which are those of the most capable model."""
-    return [name for name in TITLES if name in names][-1]
+    """The predictions that the page shows first: final_eval, or the last of TITLES, those of the most capable model."""
+    return "final_eval" if "final_eval" in names else [name for name in TITLES if name in names][-1]
 
 
 def columns(model: Predictions, task: "Task") -> dict[str, Any]:

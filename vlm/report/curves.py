@@ -1,11 +1,12 @@
-"""Curves and tables that other stages have measured: training, thresholds for a target accuracy, robustness."""
+"""Curves and tables beside the samples: training, thresholds for a target accuracy, robustness."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm.data import json_files
+from vlm.measuring.answers import Predictions
+from vlm.measuring.thresholds import chosen
 
 _SMOOTHED = 200  # points of the training loss at most: more than the chart has pixels for
 
@@ -28,15 +29,18 @@ def training() -> dict[str, Any] | None:
     }
 
 
-def thresholds(names: Iterable[str]) -> dict[str, list[dict[str, float | None]]]:
-    """The thresholds on confidence that `measure` has found, by name of the predictions."""
-    found = {}
-    for name in names:
-        path = Path("plots", name, "details.json")
-        rows = json_files.read(path).get("thresholds") if path.exists() else None
-        if rows:
-            found[name] = rows
-    return found
+def thresholds(found: Mapping[str, Predictions]) -> dict[str, list[dict[str, float | None]]]:
+    """The thresholds on confidence by name of the predictions, for those that have answers to validation as well.
+
+    Computed from the predictions, because plots/<name>/details.json can be older than they are.
+    """
+    tables = {}
+    for name in ("structured_eval", "final_eval"):
+        if name in found and Path("predictions", f"{name}_validation.parquet").exists():
+            validation = Predictions.load(f"{name}_validation")
+            if validation.has_probabilities and found[name].has_probabilities:
+                tables[name] = chosen(validation, found[name])
+    return tables
 
 
 def robustness() -> list[dict[str, Any]]:

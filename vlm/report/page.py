@@ -46,7 +46,7 @@ def write(folder: Path, params: "Params", emit: Emit, revision: str | None = Non
     """
     if folder.exists() and not _is_report(folder):
         raise InputError(f"{folder}: exists and is not a report; name a new folder")
-    stale = run.stale(params)
+    stale = run.stale(run.lock(), params.model.name, params.task.name)
     found, left_out = answers.load(stale)
     page = _data(found, params, stale, revision)
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -56,7 +56,7 @@ def write(folder: Path, params: "Params", emit: Emit, revision: str | None = Non
     names = pictures.write(temporary, [*test, *(suspicious.pictures() if suspicious else ())], emit)
     page["pictures"] = [names[key] for key in test]
     if suspicious:
-        page["suspects"] = _suspects(suspicious, names)
+        page["suspects"] = _suspects(suspicious, names) | {"key": _key(params.task.name, page, suspicious)}
     html = _html(page, found, params, run.facts(params, stale), [answers.TITLES[name] for name in left_out])
     (temporary / "index.html").write_text(html, encoding="utf-8")
     megabytes = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()) / 1e6
@@ -78,7 +78,7 @@ def _data(found: dict[str, Predictions], params: "Params", stale: set[str], revi
         "tuning": {"before": "structured_eval", "after": "final_eval"} if tuned else None,
         "against": against.compare_with(revision, found, stale) if revision else None,
         "training": curves.training() if tuned else None,
-        "thresholds": curves.thresholds(name for name in ("structured_eval", "final_eval") if name in found),
+        "thresholds": curves.thresholds(found),
         "robustness": [] if "robustness" in stale else curves.robustness(),
         "suspects": None,
     }
@@ -91,7 +91,14 @@ def _suspects(found: suspects.Suspects, names: dict[tuple[str, int], str]) -> di
         | {"other_picture": names[row["other_split"], row["other_row"]] if row["other_split"] else None}
         for row in found.rows
     ]
-    return {"rows": rows, "total": found.total, "first": suspects.FIRST, "file": suspects.FILE.as_posix()}
+    counts = {"total": found.total, "decided": found.decided, "first": suspects.FIRST}
+    return {"rows": rows, "file": suspects.FILE.as_posix(), **counts}
+
+
+def _key(task: str, page: dict[str, Any], found: suspects.Suspects) -> str:
+    """What the browser keeps ticked decisions under: equal for reports with the same samples and findings only."""
+    identity = json.dumps([task, page["labels"], page["ids"], page["truth"], found.rows])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _html(
@@ -107,6 +114,7 @@ def _html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["signed"] = verdict.signed
     script = "\n" + "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     # "<" could end the script element that the data is in.
     data = json.dumps(page, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

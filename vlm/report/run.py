@@ -1,7 +1,7 @@
 """What was run: data, model, parameters, time and cost, from dvc.lock and metrics/runtime/."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,17 @@ from vlm.data import dataset, json_files
 if TYPE_CHECKING:
     from vlm.config.params import Params
 
-_STAGES = ("prepare", "baseline_eval", "structured_eval", "finetune", "final_eval", "probe", "robustness")
+_STAGES = (
+    "prepare",
+    "baseline_eval",
+    "structured_eval",
+    "finetune",
+    "final_eval",
+    "export",
+    "edge_eval",
+    "probe",
+    "robustness",
+)
 _SPLITS = ("train", "validation", "test")
 
 
@@ -53,15 +63,15 @@ def lock() -> dict[str, Any]:
     return read_mapping("dvc.lock") if Path("dvc.lock").exists() else {}
 
 
-def stale(params: "Params") -> set[str]:
-    """The stages that dvc.lock has with another model or task than `params`.
+def stale(lock: Mapping[str, Any], model: str, task: str) -> set[str]:
+    """The stages that a dvc.lock has with another model or task than params.yaml, which has `model` and `task`.
 
     DVC leaves what a stage wrote in place when it runs others only, so these have to be told from the rest. It writes
     dvc.lock after every stage, in `dvc exp run` too: inside a stage, it is up to date for the stages before.
     """
-    now = {"model": params.model.name, "task": params.task.name}
+    now = {"model": model, "task": task}
     found = set()
-    for name, stage in lock().get("stages", {}).items():
+    for name, stage in lock.get("stages", {}).items():
         ran = stage.get("params", {}).get("params.yaml", {})
         if any(ran.get(key, value) != value for key, value in now.items()):
             found.add(name)
@@ -75,21 +85,57 @@ def parameters(lock: Mapping[str, Any], stale: Collection[str] = ()) -> dict[str
     """
     found: dict[str, Any] = {}
     for name in _STAGES:
-        if name in stale:
-            continue
-        for file, values in lock.get("stages", {}).get(name, {}).get("params", {}).items():
-            found |= _flat(values, "" if file == "params.yaml" else f"{file}:")
+        if name not in stale:
+            found |= _parameters_of(lock.get("stages", {}).get(name, {}))
     return dict(sorted(found.items()))
 
 
-def changes(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The parameters that differ between two runs: key, here and there, as JSON; "" where there is no such key."""
-    shown = [
-        {side: json.dumps(run[key], ensure_ascii=False) if key in run else "" for side, run in sides} | {"key": key}
-        for sides in [(("here", here), ("there", there))]
-        for key in sorted({*here, *there})
-    ]
-    return [change for change in shown if change["here"] != change["there"]]
+def changed_parameters(
+    here: Mapping[str, Any], there: Mapping[str, Any], stale: Collection[str] = ()
+) -> list[dict[str, str]]:
+    """The parameters that differ between two locks for a stage that both have: key, here and there, as JSON.
+
+    "" where there is no such key. Without those of stages in `stale`.
+    """
+    found = set()
+    for stages in _in_both(here, there, stale):
+        ran = [_parameters_of(stage) for stage in stages]
+        for key in {*ran[0], *ran[1]}:
+            ours, theirs = (json.dumps(one[key], ensure_ascii=False) if key in one else "" for one in ran)
+            if ours != theirs:
+                found.add((key, ours, theirs))
+    return [{"key": key, "here": ours, "there": theirs} for key, ours, theirs in sorted(found)]
+
+
+def changed_inputs(here: Mapping[str, Any], there: Mapping[str, Any], stale: Collection[str] = ()) -> list[str]:
+    """The files and folders, code and configs/, whose content differs between two locks for a stage that both have.
+
+    Without those of stages in `stale`. What stages write is left out: it follows from the rest.
+    """
+    every = [stage for lock in (here, there) for stage in lock.get("stages", {}).values()]
+    written = {out["path"] for stage in every for out in stage.get("outs", [])}
+    found: set[str] = set()
+    for stages in _in_both(here, there, stale):
+        ours, theirs = ({dep["path"]: dep.get("md5") for dep in stage.get("deps", [])} for stage in stages)
+        found |= {path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path)}
+    return sorted(found - written)
+
+
+def _in_both(
+    here: Mapping[str, Any], there: Mapping[str, Any], stale: Collection[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """What two locks say about each stage that both have, without stages in `stale`."""
+    ours, theirs = here.get("stages", {}), there.get("stages", {})
+    for name in _STAGES:
+        if name not in stale and name in ours and name in theirs:
+            yield ours[name], theirs[name]
+
+
+def _parameters_of(stage: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for file, values in stage.get("params", {}).items():
+        found |= _flat(values, "" if file == "params.yaml" else f"{file}:")
+    return found
 
 
 def _short(revision: str) -> str:

@@ -11,13 +11,14 @@ from vlm.data import dataset
 
 FILE = Path("plots", "audit", "suspects.csv")
 FIRST = 1000  # rows in the page, besides all rows of the test split, which the gallery marks; the file has all
-_COLUMNS = ("rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason")
+_COLUMNS = ("rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason", "decided")
 
 
 @dataclass(frozen=True)
 class Suspects:
     rows: list[dict[str, Any]]  # the columns of the file, and `row`, `other_split` and `other_row`
     total: int  # rows in the file
+    decided: int  # of these, the rows about which configs/decisions or the task's file has decided
 
     def pictures(self) -> Iterable[tuple[str, int]]:
         """Split and row number of all pictures that are suspicious or near duplicates of a suspicious one."""
@@ -58,4 +59,4 @@ def load() -> Suspects | None:
             | {"rank": int(row["rank"]), "score": float(row["score"]), "row": row_of(row["split"], row["id"])}
             | {"other_split": other_split, "other_row": row_of(other_split, other) if other else -1}
         )
-    return Suspects(rows, len(listed))
+    return Suspects(rows, len(listed), sum(row["decided"] != "" for row in listed))

@@ -46,21 +46,37 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}\u00a0%"
 
 
+def signed(difference: float) -> str:
+    """A difference of accuracies in points with its sign, which 0.0 has not."""
+    shown = f"{100 * difference:+.1f}".replace("-", "−")
+    return "0.0" if shown in ("+0.0", "−0.0") else shown
+
+
 def test_of(result: Mapping[str, float | int]) -> str:
     """The interval and the test of a comparison, for people who read such things."""
+    if same_samples(result):
+        return "both are right about the same samples"  # resampling these cannot say how sure the difference of 0 is
     p = result["mcnemar_p"]
     shown = "< 1e-300" if p < 1e-300 else f"= {p:.2g}"  # the smallest values underflow to 0, which is no p-value
-    low, high = (f"{100 * result[key]:+.1f}".replace("-", "−") for key in ("gain_low", "gain_high"))
+    low, high = signed(result["gain_low"]), signed(result["gain_high"])
     return f"95 % interval {low} to {high}, paired bootstrap; McNemar's exact p {shown}"
+
+
+def same_samples(result: Mapping[str, float | int]) -> bool:
+    """Whether both models of a comparison are right about the same samples."""
+    return result["gained"] == result["lost"] == 0
 
 
 def _gain_of_fine_tuning(found: "Mapping[str, Predictions]") -> Sentence:
     result = compare(found["structured_eval"].frame, found["final_eval"].frame)
+    if same_samples(result):
+        text = "Fine-tuning makes no difference: the base model's structured answers are right about the same samples."
+        return Sentence(text, warning=True)
     over = "over" if result["gain"] > 0 else "compared with"
     over += f" the base model's structured answers ({test_of(result)}); "
     counts = f"it fixes {result['gained']} samples and breaks {result['lost']}."
     if result["mcnemar_p"] >= _SIGNIFICANT:
-        difference = f"{100 * result['gain']:+.1f} points".replace("-", "−")
+        difference = f"{signed(result['gain'])} points"
         text = f"Fine-tuning makes no difference that could be told from chance: {difference} {over}{counts}"
         return Sentence(text, warning=True)
     verb = "gains" if result["gain"] > 0 else "loses"

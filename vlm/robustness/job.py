@@ -12,7 +12,7 @@ from vlm.config.models import ModelConfig
 from vlm.config.params import ImageParams, RobustnessParams
 from vlm.config.task import Task
 from vlm.data import dataset
-from vlm.evaluation.record import Record
+from vlm.evaluation.record import Answers, Record
 from vlm.models import runtime
 from vlm.robustness import answers
 
@@ -91,8 +91,8 @@ class Robustness:
         batches = batching.plan(lengths, self.batch_size, posterior.wants_equal_lengths)[first::step]
         remaining = [batch for batch in batches if batch[0] not in record.rows]
 
-        def answer(rows: Sequence[int], inputs: dict) -> decoding.Answers:
-            return decoding.Answers(decode(inputs).texts)  # nothing reads the probabilities
+        def answer(rows: Sequence[int], inputs: dict) -> Answers:
+            return Answers(decode(inputs).texts)  # nothing reads the probabilities
 
         for batch, parts in computed(answer, load, remaining, model, emit):
             record.append(batch, parts, image_tokens=0)

@@ -17,8 +17,8 @@ def decisions_file(task: Task) -> str:
 
 def require_known(task: Task, decisions: Decisions, known: Callable[[str], object], examples: Collection[str]) -> None:
     """Raises InputError if there is a decision about an unknown picture. The message names the most similar example."""
-    for key in ("exclude", "relabel"):
-        unknown = [id_ for id_ in getattr(decisions, key) if not known(id_)]
+    for key, decided in decisions:
+        unknown = [id_ for id_ in decided if not known(id_)]
         if unknown:
             example = next(iter(get_close_matches(unknown[0], examples, 1) or examples))
             more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
@@ -29,7 +29,7 @@ def require_known(task: Task, decisions: Decisions, known: Callable[[str], objec
 
 def beyond_the_rows(task: Task, decisions: Decisions, rows: Mapping[str, int]) -> list[str]:
     """A warning about decisions on badges, `SPLIT-ROW`, that are not among the `rows` of their split."""
-    names = [id_.rsplit("-", 1) for id_ in (*decisions.exclude, *decisions.relabel)]
+    names = [id_.rsplit("-", 1) for _, decided in decisions for id_ in decided]
     beyond = [(split, row) for split, row in names if int(row) >= rows[split]]
     if not beyond:
         return []
@@ -49,6 +49,17 @@ def relabelled_in_vain(task: Task, decisions: Decisions, skipped: Sequence[Skipp
     return [
         f"{decisions_file(task)}: relabel: no effect on {count(len(found), 'picture')} left out of the splits, such as "
         f"{found[0].id}, which {found[0].reason}"
+    ]
+
+
+def relabelled_to_the_same(task: Task, decisions: Decisions, ids: Sequence[str]) -> list[str]:
+    """A warning about the pictures in the splits, `ids`, whose new label is the one that they have in the data."""
+    if not ids:
+        return []
+    more = f" (and {len(ids) - 1} more like it)" if len(ids) > 1 else ""
+    return [
+        f"{decisions_file(task)}: relabel: no effect on {ids[0]}{more}, which the data labels "
+        f"{decisions.relabel[ids[0]].to!r}, too; move it to keep if the label is right, and correct it if not"
     ]
 
 

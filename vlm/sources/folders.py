@@ -89,17 +89,26 @@ def _pool(task: Task, folder: Path, rows: list[tuple[str, str, str | None]]) -> 
 
 def _metadata_rows(task: Task, path: Path) -> list[tuple[str, str, str | None]]:
     """(picture's path in the folder, its class, its group or None) from a CSV or JSONL file. Raises InputError."""
-    rows, group_column = [], task.columns.group
+    rows, hidden, group_column = [], [], task.columns.group
     for line, row in _read_metadata(path):
         image = _cell(task, path, line, row, "image", task.columns.image)
         classes = [_cell(task, path, line, row, "label", column) for column in task.columns.labels]
         name = PurePosixPath(image)
         if name.is_absolute() or ".." in name.parts:
             raise InputError(f"{path}: line {line}: {image!r} should be a path inside {task.source.folder}")
+        if any(part.startswith(".") for part in name.parts):
+            hidden.append((line, image))
         group = _cell(task, path, line, row, "group", group_column) if group_column is not None else ""
         rows.append((str(name), " ".join(classes), group or None))
     if not rows:
         raise InputError(f"{path}: has no rows; add one for each picture")
+    if hidden:
+        (line, image), *others = hidden
+        more = f" (and {len(others)} more)" if others else ""
+        raise InputError(
+            f"{path}: line {line}: {image!r}{more} is hidden or in a hidden folder, and source.sha256 covers no such "
+            "pictures; remove the row, or rename the picture"
+        )
     return rows
 
 

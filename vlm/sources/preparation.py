@@ -64,11 +64,12 @@ class _Written:
     counts: dict[str, int]
     excluded: list[Skipped]
     relabelled: list[str]
+    relabelled_to_the_same: list[str]
 
 
 def _write(path: Path, rows: Iterable[Row], total: int, task: Task, decisions: Decisions, emit: Emit) -> _Written:
     """Writes a split after applying the decisions to its `total` rows. Raises InputError if they leave none."""
-    written = _Written(dict.fromkeys(task.labels, 0), [], [])
+    written = _Written(dict.fromkeys(task.labels, 0), [], [], [])
 
     def decided() -> Iterator[Row]:
         for done, row in enumerate(rows, 1):
@@ -78,8 +79,8 @@ def _write(path: Path, rows: Iterable[Row], total: int, task: Task, decisions: D
                 written.excluded.append(Skipped(row.id, "excluded", reason))
                 continue
             label = decisions.label(row.id, row.label)
-            if label != row.label:
-                written.relabelled.append(row.id)
+            if row.id in decisions.relabel:
+                (written.relabelled_to_the_same if label == row.label else written.relabelled).append(row.id)
             written.counts[label] += 1
             yield replace(row, label=label)
 
@@ -99,6 +100,11 @@ def _decided(written: dict[str, _Written]) -> dict[str, Any]:
         "relabelled": tuple(id_ for of_split in written.values() for id_ in of_split.relabelled),
         "test_changed": len(written["test"].excluded) + len(written["test"].relabelled),
     }
+
+
+def _without_effect(task: Task, decisions: Decisions, written: dict[str, _Written]) -> list[str]:
+    same = [id_ for of_split in written.values() for id_ in of_split.relabelled_to_the_same]
+    return checks.relabelled_to_the_same(task, decisions, same)
 
 
 # Badges
@@ -128,7 +134,7 @@ def _from_badges(task: Task, rows: PrepareParams, seed: int, work: Path, emit: E
         written[split] = _write(work / f"{split}.parquet", named, total, task, decisions, emit)
     excluded = (skipped for of_split in written.values() for skipped in of_split.excluded)
     asked = {split: getattr(rows, split) for split in SPLITS}
-    notes = checks.beyond_the_rows(task, decisions, asked)
+    notes = checks.beyond_the_rows(task, decisions, asked) + _without_effect(task, decisions, written)
     return Report(**_decided(written), skipped=tuple(excluded), notes=tuple(notes))
 
 
@@ -203,6 +209,7 @@ def _from_pictures(task: Task, rows: PrepareParams, seed: int, work: Path, emit:
         notes=tuple(
             [
                 *checks.relabelled_in_vain(task, decisions, skipped),
+                *_without_effect(task, decisions, written),
                 *checks.alike(task, decks["train"].swallowed),
                 *checks.few_groups(task, pools["train"], splits=1 + len(held_out)),
                 *(checks.shared_groups(groups) if "test" in decks else []),

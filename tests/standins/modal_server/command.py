@@ -37,6 +37,12 @@ def main(arguments: list[str]) -> int:
         default="int",
         help="int: SIGINT, time to save and a last commit, then SIGKILL; kill: SIGKILL at once",
     )
+    parser.add_argument(
+        "--hold",
+        type=Preemption.parse,
+        metavar="FUNCTION@commit:2",
+        help="answer the second commit of a container of the function, once, when the container is told to stop",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
     options = parser.parse_args(arguments)
     options.command = options.command[options.command[:1] == ["--"] :]

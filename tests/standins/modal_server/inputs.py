@@ -94,6 +94,14 @@ class Inputs(Service):
                 preemption.done = True
                 self._preempt(container)
 
+    async def hold(self, container: Container) -> None:
+        """Waits, at the commit at which a test wants it, until the container is told to stop: it cannot end before."""
+        held = self.server.options.hold
+        if held and not held.done and held.function == container.function.name and container.commits >= held.value:
+            held.done = True
+            while not container.stopping:
+                await container.function.queued.wait(_POLL)
+
     def _due(self, container: Container, kind: str) -> list[Preemption]:
         return [
             one

@@ -156,6 +156,7 @@ class Volumes(Service):
         await self.copies.commit(container, self[request.volume_id])
         container.commits += 1
         self.server.inputs.counted(container, "commit", container.commits)
+        await self.server.inputs.hold(container)
         # Modal may skip the reload that its client adds to a commit, but does not promise to.
         return api_pb2.VolumeCommitResponse(skip_reload=False)
 

@@ -1,14 +1,20 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.vlm.audit.conftest import MAKERS
 from tests.vlm.audit.samples import encoded, opened, write_splits
-from vlm.audit.audit import audit
+from vlm.audit.audit import SPLITS, audit
+from vlm.audit.label_errors import FEATURES, MODELS
 from vlm.audit.suspects import Sample, Suspect, ranked, write
 from vlm.config.errors import InputError
+from vlm.config.task import Decisions
+from vlm.config.yaml_files import read_yaml
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def test_right_after_prepare_it_finds_copies_and_bad_pictures_and_says_what_it_d
     details = json.loads(Path("plots/audit/details.json").read_text())
     assert details == {
         "samples": 83, "labels_checked": 0, "models_agree": 0.0, "label_error": 0, "near_duplicate": 1, "blank": 2,
-        "blurred": 0, "dark": 0, "odd_size": 0,
+        "blurred": 0, "dark": 0, "odd_size": 0, "decided": 0,
     }  # fmt: skip
     with Path("plots/audit/suspects.csv").open(newline="") as file:
         first, *_, last = csv.DictReader(file)
@@ -48,7 +54,7 @@ def test_right_after_prepare_it_finds_copies_and_bad_pictures_and_says_what_it_d
     assert last == {
         "rank": "3", "id": "copy", "split": "train", "kind": "near_duplicate", "score": last["score"], "label": label,
         "suggestion": "", "other": "test/t0",
-        "reason": "Nearly the same picture as test/t0, which is in another split.",
+        "reason": "Nearly the same picture as test/t0, which is in another split.", "decided": "",
     }  # fmt: skip
 
 
@@ -71,16 +77,68 @@ def test_the_most_suspicious_come_first_and_a_blank_picture_is_listed_once(tmp_p
         Suspect(a, "blank", 1.0, "z"),
         Suspect(b, "near_duplicate", 0.7, "w", other="test/a"),
     ]
-    assert [(s.sample.id, s.kind) for s in ranked(found)] == [
+    assert [(s.sample.id, s.kind) for s in ranked(found, Decisions())] == [
         ("a", "blank"),
         ("b, c", "near_duplicate"),
         ("b, c", "label_error"),
     ]
-    assert ranked(reversed(found)) == ranked(found)
-    write(tmp_path / "plots" / "suspects.csv", ranked(found))
+    assert ranked(reversed(found), Decisions()) == ranked(found, Decisions())
+    write(tmp_path / "plots" / "suspects.csv", ranked(found, Decisions()))
     assert (tmp_path / "plots/suspects.csv").read_text().splitlines() == [
-        "rank,id,split,kind,score,label,suggestion,other,reason",
-        "1,a,test,blank,1.0000,cat,,,z",
-        '2,"b, c",train,near_duplicate,0.7000,dog,,test/a,w',
-        '3,"b, c",train,label_error,0.5000,dog,cat,,x',
+        "rank,id,split,kind,score,label,suggestion,other,reason,decided",
+        "1,a,test,blank,1.0000,cat,,,z,",
+        '2,"b, c",train,near_duplicate,0.7000,dog,,test/a,w,',
+        '3,"b, c",train,label_error,0.5000,dog,cat,,x,',
     ]
+
+
+def test_decided_suspects_come_last_with_the_decision():
+    suspects = {
+        id_: Suspect(Sample("test", id_, "dog"), "label_error", score, "x", suggestion="cat")
+        for id_, score in (("kept", 0.9), ("relabelled", 0.8), ("open", 0.4))
+    }
+    copy = replace(suspects["relabelled"], kind="near_duplicate", score=0.7, other="test/open")
+    gone = replace(copy, sample=Sample("train", "gone", "cat"), score=0.6)
+    decisions = Decisions.model_validate(
+        {
+            "exclude": {"gone": "is a copy"},
+            "relabel": {"relabelled": {"to": "dog", "reason": "has a tail"}},
+            "keep": {"kept": "barks"},
+        }
+    )
+    assert [(s.sample.id, s.kind, s.decided) for s in ranked([*suspects.values(), copy, gone], decisions)] == [
+        ("relabelled", "near_duplicate", ""),  # a new label does not make it less of a copy
+        ("open", "label_error", ""),
+        ("kept", "label_error", "kept: barks"),
+        ("relabelled", "label_error", "relabelled to dog: has a tail"),
+        ("gone", "near_duplicate", "excluded: is a copy"),
+    ]
+
+
+def test_decided_suspects_are_not_counted(folder, photos, wall):
+    write_splits(
+        test=[(f"t{i}", *photo) for i, photo in enumerate(photos)],
+        train=[("wall", "bmw", wall), ("wall too", "bmw", wall)],
+    )
+    found = audit(folder.model_copy(update={"keep": {"wall": "no badge, on purpose"}}), lambda event: None)
+    assert [(s.sample.id, s.decided) for s in found.suspects] == [
+        ("wall too", ""),
+        ("wall", "kept: no badge, on purpose"),
+    ]
+    assert found.undecided == found.suspects[:1]
+    assert found.summary() == "82 samples: 1 blank picture; 1 decided already"
+    found.write(Path("plots/audit"), Path("metrics/audit.json"))
+    assert json.loads(Path("metrics/audit.json").read_text()) == {"suspects": 1}
+    details = json.loads(Path("plots/audit/details.json").read_text())
+    assert (details["blank"], details["decided"]) == (1, 1)
+    missing = folder.model_copy(update={"decisions": "configs/decisions/makers.yaml"})
+    with pytest.raises(InputError, match=r"decisions: there is no file 'configs/decisions/makers\.yaml'"):
+        audit(missing, lambda event: None)
+
+
+def test_the_stage_depends_on_all_that_the_audit_reads():
+    stage = read_yaml(ROOT / "dvc.yaml")["stages"]["audit"]
+    names = [name for model in MODELS.values() for name in model.values()]
+    read = {f"predictions/{name}.parquet" for name in [*names, FEATURES]} | {f"predictions/{FEATURES}.json"}
+    read |= {path.as_posix() for path in SPLITS.values()} | {"configs/decisions", "configs/tasks/${task}.yaml"}
+    assert {dep for dep in stage["deps"] if not dep.startswith(("vlm/", "stages/"))} == read

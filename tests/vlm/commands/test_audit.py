@@ -66,6 +66,22 @@ def test_the_stage_writes_the_same_files_and_one_line(work):
     assert [(work / file).read_bytes() for file in files] == by_command
 
 
+def test_decided_suspects_are_not_printed(work):
+    with (work / "configs/tasks/car_badges.yaml").open("a") as file:
+        file.write("decisions: configs/decisions/car_badges.yaml\n")
+    decisions = work / "configs/decisions/car_badges.yaml"
+    decisions.write_text("keep: {again: another photo of it}\n")
+    summary, _, where = run(work, "vlm", "audit").stdout.splitlines()
+    assert summary == "13 samples: nothing suspicious; 1 decided already"
+    assert where.startswith("all of them: plots/audit/suspects.csv")
+    assert "kept: another photo of it" in (work / "plots/audit/suspects.csv").read_text()
+    assert run(work, "stages.audit").stdout == f"audit: {summary}; see plots/audit/suspects.csv\n"
+    decisions.write_text("keep: {again: }\n")
+    done = run(work, "vlm", "audit")
+    message = "error: configs/decisions/car_badges.yaml: keep.again: null is an empty reason; write why\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
 def test_bad_input_is_one_line(work):
     done = run(work, "vlm", "audit", "--top", "-1")
     assert (done.returncode, done.stderr) == (1, "error: --top: -1: should be at least 0\n")

@@ -33,7 +33,10 @@ def test_a_second_client_reconnects_to_the_job_of_a_killed_one(here, locally):
 @pytest.mark.slow
 def test_ctrl_c_cancels_the_job_reports_its_cost_and_the_next_run_resumes(here, locally):
     first_point = "interrupted-live/plots/metrics/train/loss.tsv"
-    stderr = here.run("finetune", "modal", "interrupted", before=["twice.py", "2", first_point])
+    # The first commit is the one at the start. While the second is held, the training goes on but cannot end, so Ctrl-C
+    # always comes first.
+    hold = ["--hold", "work@commit:2"]
+    stderr = here.run("finetune", "modal", "interrupted", *hold, before=["twice.py", "2", first_point])
     assert "first: 130" in stderr
     assert "cancelled on Modal after " in stderr
     assert " s of L4, about $0.0" in stderr

@@ -37,6 +37,7 @@ finetune:
   lora: {modules: language, r: 8, alpha: 16, dropout: 0.05, rslora: false, dora: false, bias: none}
 final_eval: {adapter: best}
 robustness: {enabled: false, samples: 200, severities: [1, 5], corruptions: [contrast]}
+export: {text: Q4_0, vision: Q8_0, samples: null, sweep: []}
 """
 MODEL = """\
 id: org/small
@@ -93,6 +94,12 @@ def test_the_three_files_are_read_into_one_frozen_object():
         params.seed = 24
 
 
+def test_an_entry_of_the_sweep_without_a_vision_type_has_that_of_the_export():
+    text = PARAMS.replace("sweep: []", "sweep: [F16+F16, Q8_0, Q4_K_M+Q4_0]")
+    Path("params.yaml").write_text(text)
+    assert load_params().export.swept == [("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_K_M", "Q4_0")]
+
+
 @pytest.mark.parametrize("options", ["options: {}\n", "options:\n", ""])
 def test_a_models_file_without_options_uses_the_defaults(options):
     Path("configs/models/small.yaml").write_text(f"id: org/small\nrevision: null\n{options}")
@@ -127,6 +134,10 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("alpha: 16", "beta: 16", "params.yaml: finetune.lora.alpha: is missing; add it"),
         ("r: 8,", "r: 8, rank: 8,", "params.yaml: finetune.lora.rank: there is no such key; the keys here are modules, r, alpha, dropout"),
         ("checkpointing: auto", "checkpointing: maybe", "params.yaml: finetune.gradient_checkpointing: 'maybe' should be 'auto', True or False"),
+        ("sweep: []", "sweep: [Q5]", "params.yaml: export.sweep: ['Q5'] 'Q5' should be one of F32, F16"),
+        ("sweep: []", "sweep: [Q8_0, Q8_0+]", "params.yaml: export.sweep: ['Q8_0', 'Q8_0+'] '' should be one of F32, F16"),
+        ("sweep: []", "sweep: [F16, F16]", "params.yaml: export.sweep: ['F16', 'F16'] lists 'F16' twice; list everything once"),
+        ("vision: Q8_0,", "vision: Q4_K_M,", "params.yaml: export.vision: 'Q4_K_M' should be 'F32', 'F16'"),
         ("micro_batch: null", "micro_batch: 5", "params.yaml: finetune.micro_batch: 5 does not divide finetune.batch_size, 16"),
         ("epochs: 2", "epochs: .inf", "params.yaml: finetune.epochs: inf should be a finite number"),
         ("max_tokens: null", "max_tokens: 100000000", "params.yaml: image.max_tokens: 100000000 should be less than or equal to 32768"),
@@ -142,7 +153,9 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("task: pets", "task: cars", "params.yaml: task: 'cars' has no file configs/tasks/cars.yaml; the available names are pets"),
         ("model: small", "model: 3", "params.yaml: model: 3 should be the name of a file in configs/models, without .yaml"),
         ("model: small\n", "", "params.yaml: model: is missing; add it"),
-        ("seed: 23", "seed: 23\nseed: 24", "params.yaml: line 4: found duplicate key \"seed\""),
+        ("seed: 23", "seed: 23\nseed: 24", "params.yaml: seed: is there twice, in lines 3 and 4; remove one of the two"),
+        ("seed: 23", "seed: 23\nprepare: {test: 9}", "params.yaml: prepare: is there twice, in lines 4 and 7; join the two"),
+        ("r: 8,", "r: 8, r: 16,", "params.yaml: finetune.lora.r: is there twice, in line "),
         ("prepare: {train", "prepare: {{train", "params.yaml: line "),
         ("seed: 23", "seed: [23", "params.yaml: line "),
         ("seed: 23", "\tseed: 23", "params.yaml: line 3: "),
@@ -209,7 +222,7 @@ def test_a_bad_value_in_a_models_file_is_reported_in_one_line(old, new, message)
         ("source: {folder: pets}\n", "", "source: is missing; add it"),
         ("{folder: pets}", "{badges: {severity: 2, icons: {cat: a, dog: b}}}", "source.badges.severity: 2 should be less than or equal to 1"),
         ("{folder: pets}", "{badges: {severity: 1, icon: {cat: a, dog: b}}}", "source.badges."),
-        ("user: Which?", "user: null", "prompt.user: null should be text; put it in quotes"),
+        ("user: Which?", "user: null", "prompt.user: is empty; write some text"),
         (", user: Which?", "", "prompt.user: is missing; add it"),
         ("user: Which?", "user: 'Which? {label}'", "prompt.user: 'Which? {label}' {label} is not a placeholder; use {labels} for the list of labels"),
         ("cat: [kitten]", "cat: ['', kitten]", "aliases.cat: an alias is empty or has no letter or digit; remove it"),

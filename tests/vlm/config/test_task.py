@@ -177,12 +177,22 @@ def test_a_label_of_punctuation_is_never_found_by_the_lenient_parser():
             "relabel: '1' is in exclude, too; remove one of the two",
         ),
         (
+            {"keep": {"1": "?"}, "relabel": {"1": {"to": "BMW", "reason": "?"}}},
+            "keep: '1' is in relabel, too; remove one of the two",
+        ),
+        (
             {"exclude": {"1": "?"}, "decisions": "configs/decisions/makers.yaml"},
             "exclude: is here and decisions names a file; move it to configs/decisions/makers.yaml",
         ),
         (
+            {"keep": {"1": "?"}, "decisions": "configs/decisions/makers.yaml"},
+            "keep: is here and decisions names a file; move it to configs/decisions/makers.yaml",
+        ),
+        ({"keep": {"1": " "}}, "is an empty reason; write why"),
+        (
             {"decisions": "makers.yaml"},
-            "decisions: 'makers.yaml' should be a .yaml file in configs/decisions, because the stage prepare depends on that",
+            "decisions: 'makers.yaml' should be a .yaml file in configs/decisions, because the stages prepare and audit "
+            "depend on that folder",
         ),
         ({"decisions": "configs/decisions/../makers.yaml"}, "should be a .yaml file in configs/decisions"),
         ({"decisions": "configs/decisions/makers.yml"}, "should be a .yaml file in configs/decisions"),

@@ -1,16 +1,7 @@
-import io
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tests.architectures import ARCHITECTURES, build
-from vlm.config.models import ModelConfig
-from vlm.config.params import ImageParams
-from vlm.config.task import Task
-from vlm.data import dataset
-from vlm.evaluation import batching
+from tests.architectures import ARCHITECTURES, loaded, write_pictures
 from vlm.models import loading
 from vlm.probing.pooling import NoFeatures, pooled
 
@@ -19,26 +10,14 @@ SIZES = [(100, 60), (64, 120), (60, 60), (300, 90)]
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    rng = np.random.default_rng(0)
-
-    def png(size):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    path = tmp_path_factory.mktemp("data") / "train.parquet"
-    dataset.write(path, (dataset.Row(f"train-{i}", png(size), "cat") for i, size in enumerate(SIZES)))
-    return str(path)
+    return write_pictures(tmp_path_factory.mktemp("data") / "train.parquet", SIZES)
 
 
 @pytest.fixture
 def prepared(split, tmp_path):
     def prepare(name, **image):
-        prompt = {"system": None, "user": "Which? {labels}"}
-        question = Task(name="t", source={"folder": "photos"}, labels=["cat", "dog"], prompt=prompt)
-        config = ModelConfig(name=name, id=str(build(name, tmp_path / name)), dtype="float32")
-        model, processor = loading.load(config, ImageParams(**image))
-        return model, batching.Loader(split, processor, question)
+        model, _, load = loaded(name, tmp_path / name, split, **image)
+        return model, load
 
     return prepare
 

@@ -76,12 +76,27 @@ def write_predictions(folder: Path, name: str, labels, samples: int, rng, accura
     pq.write_table(pa.table(columns), folder / f"predictions/{name}.parquet")
 
 
+def write_validation(folder: Path, name="final_eval", least=0.710345) -> None:
+    """Answers to validation: 30 that are right, of which the least confident has the probability `least`, and a wrong
+    one just below, so that `least` is the threshold for an accuracy of 95 %. No threshold reaches 99 %."""
+    confidences, n = [*[0.9] * 29, least, least - 1e-6], len(LABELS)
+    rest = [[(1 - p) / (n - 1)] * (n - 1) for p in confidences]
+    columns = {
+        "id": pa.array([f"validation/{i}.jpg" for i in range(len(confidences))], pa.string()),
+        "label": pa.array([*[LABELS[0]] * 30, LABELS[1]], pa.string()),
+        "text": pa.array([LABELS[0]] * len(confidences), pa.string()),
+        "predicted": pa.array([LABELS[0]] * len(confidences), pa.string()),
+        "probabilities": pa.array([[p, *others] for p, others in zip(confidences, rest, strict=True)]),
+    }
+    pq.write_table(pa.table(columns), folder / f"predictions/{name}_validation.parquet")
+
+
 SUSPECTS = """\
-rank,id,split,kind,score,label,suggestion,other,reason
-1,test/3.jpg,test,label_error,0.97,</script><script>hacked=1</script>,BMW,,The model gives BMW 97 %: <b>look</b>.
-2,train/2.jpg,train,near_duplicate,0.9,<img src=x onerror=hacked=1>,,test/test/7.jpg,Almost the same picture as test/7.jpg.
-3,test/7.jpg,test,near_duplicate,0.9,<img src=x onerror=hacked=1>,,train/train/2.jpg,Almost the same picture as train/2.jpg.
-4,validation/1.jpg,validation,blank,0.8,BMW,,,All pixels have one colour.
+rank,id,split,kind,score,label,suggestion,other,reason,decided
+1,test/3.jpg,test,label_error,0.97,</script><script>hacked=1</script>,BMW,,The model gives BMW 97 %: <b>look</b>.,
+2,train/2.jpg,train,near_duplicate,0.9,<img src=x onerror=hacked=1>,,test/test/7.jpg,Almost the same picture as test/7.jpg.,
+3,test/7.jpg,test,near_duplicate,0.9,<img src=x onerror=hacked=1>,,train/train/2.jpg,Almost the same picture as train/2.jpg.,
+4,validation/1.jpg,validation,blank,0.8,BMW,,,All pixels have one colour.,
 """
 
 
@@ -96,9 +111,7 @@ def write_results(folder: Path) -> None:
     )
     losses = "".join(f"{step}\t{3 / step:.3f}\n" for step in range(1, 101))
     write(folder, "plots/finetune/plots/metrics/train/loss.tsv", f"step\tloss\n{losses}")
-    reached = {"threshold": 0.710345, "coverage": 0.8, "coverage_low": 0.7, "coverage_high": 0.9, "accuracy": 0.96}
-    thresholds = [{"target": 0.95, "low": 0.9, "high": 0.99, **reached}, {"target": 0.99, "threshold": None}]
-    write(folder, "plots/final_eval/details.json", json.dumps({"thresholds": thresholds}))
+    write_validation(folder)
     rows = [
         f"{model},{corruption},{severity},{accuracy:.3f},{accuracy - 0.05:.3f},{accuracy + 0.05:.3f}"
         for model, start in (("base", 0.6), ("fine-tuned", 0.9))

@@ -197,10 +197,14 @@ def test_suspects_become_decisions(report, open_page):
     duplicate.get_by_label("exclude").check()
     same.get_by_label("exclude").check()
     same.get_by_label("exclude").uncheck()
-    assert opened.get_by_role("button", name="Copy 2 decisions").is_enabled()
+    blank = opened.locator("#list > li").nth(3)
+    blank.get_by_label("keep").check()
+    assert opened.get_by_role("button", name="Copy 3 decisions").is_enabled()
+    assert opened.locator("#yaml").text_content().startswith("# These lines extend the file.")
     assert YAML(typ="safe").load(opened.locator("#yaml").text_content()) == {
         "exclude": {"train/2.jpg": "Almost the same picture as test/7.jpg."},
         "relabel": {"test/3.jpg": {"to": BMW, "reason": "The model gives BMW 97 %: <b>look</b>."}},
+        "keep": {"validation/1.jpg": "Looked at, and right. All pixels have one colour."},
     }
     opened.get_by_role("combobox", name="Kind").select_option("blank")
     assert opened.locator("#list > li").count() == 1
@@ -221,6 +225,98 @@ def test_findings_about_one_sample_share_its_decision(tmp_path, monkeypatch, ope
     expect(second.get_by_role("combobox")).to_have_value(QUOTED)
     second.get_by_role("combobox").select_option(AUDI)
     expect(first.get_by_role("combobox")).to_have_value(AUDI)
+
+
+def ticked(opened):
+    return [box.get_attribute("value") for box in opened.locator("#list input:checked").all()]
+
+
+def test_ticks_survive_a_reload(report, open_page, tmp_path, monkeypatch):
+    opened = open_page(report, "#view=suspects")
+    first = opened.locator("#list > li").first
+    first.get_by_role("combobox").select_option(QUOTED)
+    opened.locator("#list > li").nth(3).get_by_label("exclude").check()
+    yaml = opened.locator("#yaml").text_content()
+    opened.reload()
+    assert ticked(opened) == ["relabel", "exclude"]
+    assert first.get_by_role("combobox").input_value() == QUOTED
+    assert opened.locator("#yaml").text_content() == yaml
+    # Another report, which shares the storage with this one
+    other = invented.repository(tmp_path / "other", samples=12, names=("structured_eval",))
+    monkeypatch.chdir(other)
+    invented.write(other, "plots/audit/suspects.csv", invented.SUSPECTS)
+    page.write(other / "reports", load_params(), lambda event: None)
+    opened.goto(f"{(other / 'reports/index.html').as_uri()}#view=suspects")
+    assert ticked(opened) == []
+    opened.goto(f"{report.as_uri()}#view=suspects")
+    assert ticked(opened) == ["relabel", "exclude"]
+    tab = opened.context.new_page()
+    tab.goto(opened.url)
+    tab.get_by_role("button", name="Untick all").click()
+    expect(opened.locator("#list input:checked")).to_have_count(0)
+    opened.reload()
+    assert ticked(opened) == []
+    assert opened.get_by_role("button", name="Untick all").is_disabled()
+
+
+def test_a_page_that_may_not_store_anything(report, chromium, tmp_path):
+    """In such a frame, access to the storage is an error. Chromium also complains that it may not load the pictures."""
+    frame = tmp_path / "frame.html"
+    frame.write_text(f'<iframe sandbox="allow-scripts" src="{report.as_uri()}#view=suspects" width=900 height=700>')
+    errors = []
+    with chromium.new_context(offline=True) as context:
+        opened = context.new_page()
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.goto(frame.as_uri())
+        inside = opened.frame_locator("iframe")
+        inside.locator("#list > li").first.get_by_label("exclude").check()
+        expect(inside.locator("#copied")).to_have_text(re.compile("The browser stores nothing for this page: copy "))
+        assert "test/3.jpg" in inside.locator("#yaml").text_content()
+    assert errors == []
+
+
+def test_what_was_decided_is_not_offered_again(tmp_path, monkeypatch, open_page):
+    folder = invented.repository(tmp_path / "a", samples=12, names=("structured_eval",))
+    monkeypatch.chdir(folder)
+    decided = invented.SUSPECTS.replace("<b>look</b>.,", "<b>look</b>.,relabelled to <b>BMW</b>: is one")
+    invented.write(folder, "plots/audit/suspects.csv", decided)
+    page.write(folder / "reports", load_params(), lambda event: None)
+    opened = open_page(folder / "reports/index.html", "#view=suspects")
+    first = opened.locator("#list > li").first
+    assert first.get_by_text("Already relabelled to <b>BMW</b>: is one").is_visible()
+    assert first.locator("input").count() == 0
+    assert opened.locator("#list > li").nth(1).locator("input").count() == 3
+    opened.goto(f"{opened.url.split('#')[0]}#view=gallery&suspect=any")
+    assert tiles(opened).count() == 1  # test/7.jpg is a near duplicate
+    assert opened.locator('select[name="suspect"] option').all_inner_texts() == [
+        "all",
+        "suspects only",
+        "near duplicate",
+    ]
+    opened.goto(f"{opened.url.split('#')[0]}#view=gallery&sample=test%2F3.jpg")
+    assert opened.locator("dialog .note").inner_text().endswith("Already relabelled to <b>BMW</b>: is one")
+    assert opened.locator("dialog .warning").count() == 0
+
+
+def test_one_validation_pass_has_no_band(tmp_path, monkeypatch, open_page):
+    folder = invented.repository(tmp_path / "a", samples=12, names=("structured_eval", "final_eval"))
+    monkeypatch.chdir(folder)
+    for passes, note in (
+        (
+            ["50,0.35,0.78,0.71,0.84,1"],
+            "There was one validation pass, at step 50: 78.0\u00a0% (95 % interval 71.0 to 84.0).",
+        ),
+        (
+            ["50,0.35,0.78,0.71,0.84,0", "100,0.29,0.87,0.81,0.91,1"],
+            "The adapter of step 100 is the best. The band is the 95 % interval.",
+        ),
+    ):
+        rows = "\n".join(["step,eval_loss,accuracy,low,high,best", *passes, ""])
+        invented.write(folder, "plots/finetune/checkpoints.csv", rows)
+        page.write(folder / "reports", load_params(), lambda event: None)
+        figure = open_page(folder / "reports/index.html").locator("figure", has_text="Accuracy on validation")
+        assert figure.locator(".note").inner_text() == note
+        assert figure.locator("polygon").count() == len(passes) - 1
 
 
 def test_thresholds_are_not_rounded(folder, open_page, report):

@@ -153,6 +153,43 @@ def test_predictions_of_another_task_are_left_out_before_their_labels_matter(fol
     assert str(write(folder)).startswith("12 samples, 4 measurements, ")
 
 
+def test_thresholds_are_those_of_the_predictions(folder):
+    write(folder)
+    assert data_of(folder)["thresholds"] == {}
+    for least in (0.5, 0.75):
+        invented.write_validation(folder, least=least)
+        invented.write(folder, "plots/final_eval/details.json", '{"thresholds": [{"target": 0.95, "threshold": 0.6}]}')
+        write(folder)
+        thresholds = data_of(folder)["thresholds"]
+        assert [*thresholds] == ["final_eval"]
+        confidence = pd.read_parquet("predictions/final_eval.parquet")["probabilities"].map(max)
+        reached, unreached = thresholds["final_eval"]
+        assert (reached["target"], reached["threshold"]) == (0.95, least)
+        assert reached["coverage"] == pytest.approx((confidence >= least).mean())
+        assert (unreached["target"], unreached["threshold"], unreached["accuracy"]) == (0.99, None, None)
+
+
+def test_findings_that_were_decided_about(folder):
+    decided = invented.SUSPECTS.replace("97 %: <b>look</b>.,", "97 %: <b>look</b>.,relabelled to BMW")
+    invented.write(folder, "plots/audit/suspects.csv", decided)
+    write(folder)
+    found = data_of(folder)["suspects"]
+    assert [row["decided"] for row in found["rows"]] == ["relabelled to BMW", "", "", ""]
+    assert (found["total"], found["decided"]) == (4, 1)
+    html = (folder / "reports/index.html").read_text()
+    assert "first; 1 already decided." in html
+    assert 'Suspects <span class="count">3</span>' in html
+
+
+def test_ticks_are_kept_for_the_findings_that_they_are_about(folder):
+    keys = []
+    for suspicious in (invented.SUSPECTS, invented.SUSPECTS, invented.SUSPECTS.replace("0.97", "0.96")):
+        invented.write(folder, "plots/audit/suspects.csv", suspicious)
+        write(folder)
+        keys.append(data_of(folder)["suspects"]["key"])
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_all_findings_about_test_samples_are_in_the_page(folder, monkeypatch):
     monkeypatch.setattr(suspects, "FIRST", 1)
     invented.write_results(folder)

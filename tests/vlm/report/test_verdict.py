@@ -24,7 +24,7 @@ def test_fine_tuning_that_helps():
     assert not any(sentence.warning for sentence in (first, second, third))
 
 
-@pytest.mark.parametrize("probe", [178, 180, 181])
+@pytest.mark.parametrize("probe", [178, 181])
 def test_a_probe_that_is_as_good_comes_first(probe):
     first, second = said(structured_eval=100, final_eval=180, probe_linear=probe)
     assert first.text.startswith("The fine-tuned model cannot be told apart from a linear probe on the frozen vision")
@@ -54,6 +54,29 @@ def test_fine_tuning_that_does_not_help():
     [worse] = said(structured_eval=100, final_eval=50)
     assert worse.text.startswith("Fine-tuning loses 25.0 points compared with the base model's structured answers")
     assert none.warning and worse.warning
+    shuffled = {"structured_eval": answers("structured_eval", 100), "final_eval": answers("final_eval", 100)}
+    frame = shuffled["final_eval"].frame
+    shuffled["final_eval"].frame = frame.assign(
+        predicted=frame["predicted"].map({"a": "b", "b": "a"}), right=~frame["right"]
+    )
+    [even] = verdict.sentences(shuffled)
+    assert even.text.startswith("Fine-tuning makes no difference that could be told from chance: 0.0 points compared")
+
+
+def test_equal_answers():
+    fine_tuning, probe = said(structured_eval=100, final_eval=100, probe_linear=100)[::-1]
+    assert fine_tuning.text == (
+        "Fine-tuning makes no difference: the base model's structured answers are right about the same samples."
+    )
+    assert probe.text.endswith("50.0\u00a0% against 50.0\u00a0% (both are right about the same samples).")
+    assert fine_tuning.warning and probe.warning
+
+
+@pytest.mark.parametrize(
+    "difference, shown", [(0, "0.0"), (-0.0004, "0.0"), (0.0004, "0.0"), (-0.0006, "−0.1"), (0.125, "+12.5")]
+)
+def test_only_differences_that_are_shown_have_a_sign(difference, shown):
+    assert verdict.signed(difference) == shown
 
 
 def test_with_fewer_predictions_there_is_less_to_say():

@@ -21,9 +21,10 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def decided(of: Task, exclude: list[str] = (), relabel: dict[str, str] | None = None) -> Task:
+def decided(of: Task, exclude: list[str] = (), relabel: dict[str, str] | None = None, keep: list[str] = ()) -> Task:
     relabel = {id_: {"to": to, "reason": f"is a {to}"} for id_, to in (relabel or {}).items()}
     decisions = {"exclude": {id_: "shows a shoe" for id_ in exclude}, "relabel": relabel}
+    decisions["keep"] = {id_: "is one, from behind" for id_ in keep}
     return Task.model_validate(of.model_dump(exclude_unset=True) | decisions)
 
 
@@ -72,9 +73,9 @@ def test_decisions_about_rows_that_were_not_drawn_change_nothing(of):
     if of is FOLDER:
         names = [f"{label}/{i:02d}.{kind}" for label, kind in (("cat", "png"), ("dog", "jpg")) for i in range(20)]
     free = [name for name in names if name not in drawn]
-    report = prepare(decided(of, free[:3], {free[3]: "cat", free[4]: "dog"}))
+    report = prepare(decided(of, free[:3], {free[3]: "cat", free[4]: "dog"}, free[5:6]))
     beyond = (
-        "configs/tasks/pets.yaml: no effect of the decision about train-000012 (and 4 more), because train has 12 rows"
+        "configs/tasks/pets.yaml: no effect of the decision about train-000012 (and 5 more), because train has 12 rows"
     )
     for split in preparation.SPLITS:
         assert Path("data", f"{split}.parquet").read_bytes() == Path("before", f"{split}.parquet").read_bytes()
@@ -82,10 +83,30 @@ def test_decisions_about_rows_that_were_not_drawn_change_nothing(of):
     assert report.warnings() == ([beyond] if of is BADGES else [])
 
 
-def test_a_new_label_that_is_the_old_one_changes_nothing():
+@pytest.mark.parametrize("of", [BADGES, FOLDER], ids=["badges", "folder"])
+def test_kept_pictures_change_nothing(of):
     pets()
-    report = prepare(decided(FOLDER, relabel={"cat/00.png": "cat"}), ALL)
+    prepare(of, into="before")
+    report = prepare(decided(of, keep=[ids(split, "before")[0] for split in preparation.SPLITS]))
+    for split in preparation.SPLITS:
+        assert Path("data", f"{split}.parquet").read_bytes() == Path("before", f"{split}.parquet").read_bytes()
+    assert (report.skipped, report.relabelled, report.test_changed, report.warnings()) == ((), (), 0, [])
+
+
+@pytest.mark.parametrize("of", [BADGES, FOLDER], ids=["badges", "folder"])
+def test_a_new_label_that_is_the_old_one_changes_nothing_and_is_a_warning(of):
+    pets()
+    prepare(of, into="before")
+    (one, label), *_ = rows("train", "before")
+    report = prepare(decided(of, relabel={one: label}))
+    assert Path("data/train.parquet").read_bytes() == Path("before/train.parquet").read_bytes()
     assert (report.relabelled, report.test_changed) == ((), 0)
+    assert report.warnings() == [
+        f"configs/tasks/pets.yaml: relabel: no effect on {one}, which the data labels {label!r}, too; move it to keep if "
+        "the label is right, and correct it if not"
+    ]
+    several = prepare(decided(of, relabel=dict([*rows("train", "before")[:2], *rows("test", "before")[:1]])))
+    assert f"no effect on {one} (and 2 more like it), which" in several.warnings()[0]
 
 
 def test_a_label_may_have_relabelled_pictures_only():
@@ -158,19 +179,26 @@ def test_a_relabelled_picture_that_is_left_out_is_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("of", "exclude", "relabel", "message"),
+    ("of", "exclude", "relabel", "keep", "message"),
     [
-        (FOLDER, ["cat/00.jpg"], {}, "exclude: there is no picture 'cat/00.jpg'; ids look like 'cat/00.png'"),
-        (FOLDER, ["x", "y"], {}, "exclude: there is no picture 'x' (and 1 more); ids look like 'cat/00.png'"),
-        (FOLDER, [], {"dog/00.png": "cat"}, "relabel: there is no picture 'dog/00.png'; ids look like 'dog/00.jpg'"),
-        (BADGES, ["test-12"], {}, "exclude: there is no picture 'test-12'; ids look like 'train-000000'"),
-        (BADGES, [], {"0": "cat"}, "relabel: there is no picture '0'; ids look like 'train-000000'"),
+        (FOLDER, ["cat/00.jpg"], {}, [], "exclude: there is no picture 'cat/00.jpg'; ids look like 'cat/00.png'"),
+        (FOLDER, ["x", "y"], {}, [], "exclude: there is no picture 'x' (and 1 more); ids look like 'cat/00.png'"),
+        (
+            FOLDER,
+            [],
+            {"dog/00.png": "cat"},
+            [],
+            "relabel: there is no picture 'dog/00.png'; ids look like 'dog/00.jpg'",
+        ),
+        (FOLDER, [], {}, ["dog/00.png"], "keep: there is no picture 'dog/00.png'; ids look like 'dog/00.jpg'"),
+        (BADGES, ["test-12"], {}, [], "exclude: there is no picture 'test-12'; ids look like 'train-000000'"),
+        (BADGES, [], {"0": "cat"}, [], "relabel: there is no picture '0'; ids look like 'train-000000'"),
     ],
 )
-def test_an_unknown_picture_is_one_line(of, exclude, relabel, message):
+def test_an_unknown_picture_is_one_line(of, exclude, relabel, keep, message):
     pets()
     with pytest.raises(InputError) as caught:
-        prepare(decided(of, exclude, relabel))
+        prepare(decided(of, exclude, relabel, keep))
     assert str(caught.value) == f"configs/tasks/pets.yaml: {message}"
     assert not list(Path("data").iterdir())
 
@@ -199,10 +227,11 @@ def in_file(text: str) -> Task:
 def test_decisions_in_a_file_are_those_in_the_task():
     pets()
     prepare(FOLDER, into="before")
-    one, two = ids("test", "before")[:2]
+    one, two, three = ids("test", "before")[:3]
     label = dict(rows("test", "before"))[two]
     prepare(decided(FOLDER, [one], {two: other(label)}), into="in_task")
     text = f"exclude:\n  {one}: shows a shoe\nrelabel:\n  {two}: {{to: {other(label)}, reason: 'was wrong: see the picture'}}\n"
+    text += f"keep:\n  {three}: is one\n"
     report = prepare(in_file(text), into="in_file")
     assert report.test_changed == 2
     assert Path("in_file/test.parquet").read_bytes() == Path("in_task/test.parquet").read_bytes()
@@ -220,7 +249,19 @@ def test_decisions_in_a_file_are_those_in_the_task():
             "exclude: {cat/00.png: why}\nrelabel: {cat/00.png: {to: dog, reason: why}}",
             "relabel: 'cat/00.png' is in exclude, too; remove one of the two",
         ),
-        ("exclude: {cat/00.png: }", "exclude.cat/00.png: null should be text; put it in quotes"),
+        (
+            "exclude: {cat/00.png: why}\nkeep: {cat/00.png: why}",
+            "keep: 'cat/00.png' is in exclude, too; remove one of the two",
+        ),
+        ("keep: {cat/00.jpg: why}", "keep: there is no picture 'cat/00.jpg'; ids look like 'cat/00.png'"),
+        ("exclude:\n  cat/00.png:\n", "exclude.cat/00.png: null is an empty reason; write why"),
+        ("keep: {cat/00.png: ''}", "keep.cat/00.png: '' is an empty reason; write why"),
+        (
+            "relabel: {cat/00.png: {to: dog, reason: }}",
+            "relabel.cat/00.png.reason: null is an empty reason; write why",
+        ),
+        ("relabel: {cat/00.png: {to: , reason: why}}", "relabel.cat/00.png.to: is empty; write some text"),
+        ("exclude: {cat/00.png: 7}", "exclude.cat/00.png: 7 should be text; put it in quotes"),
         ("exclude: [cat/00.png]", "exclude: ['cat/00.png'] should be a mapping of keys to values"),
         ("relabel: {cat/00.png: dog}", "relabel.cat/00.png: 'dog' should be a mapping of keys to values"),
         ("relabel: {cat/00.png: {to: dog}}", "relabel.cat/00.png.reason: is missing; add it"),
@@ -228,9 +269,15 @@ def test_decisions_in_a_file_are_those_in_the_task():
             "relabel: {cat/00.png: {to: dog, reason: why, by: me}}",
             "relabel.cat/00.png.by: there is no such key; the keys here are to, reason",
         ),
-        ("remove: {cat/00.png: why}", "remove: there is no such key; the keys here are exclude, relabel"),
+        ("remove: {cat/00.png: why}", "remove: there is no such key; the keys here are exclude, relabel, keep"),
         ("exclude: {17: why}", "exclude.17: 17 should be text; put it in quotes"),
-        ("exclude: {a: b, a: c}", 'line 1: found duplicate key "a" with value "c" (original value: "b")'),
+        ("exclude: {a: b, a: c}", "exclude.a: is there twice, in line 1; remove one of the two"),
+        (
+            "relabel:\n  cat/00.png: {to: dog, reason: why}\nexclude:\n  cat/01.png: why\n"
+            "relabel:\n  cat/02.png: {to: dog, reason: why}\n",
+            "relabel: is there twice, in lines 1 and 5; join the two",
+        ),
+        ("exclude: {1: b, 0x1: c}", 'line 1: found duplicate key "1" with value "c" (original value: "b")'),
         ("exclude: {a", "line 1: expected ',' or '}', but got '<stream end>'"),
         ("", "should be a mapping of keys to values"),
     ],

@@ -73,6 +73,13 @@ def test_a_metadata_file_names_pictures_and_labels(kind):
         ("a.jsonl", '{"file": "cat/00.png"}\n', "pets/a.jsonl: line 1: has no column 'what', only file; columns.label"),
         ("a.csv", b"file,what\ncat/00.png,\xff\n", "pets/a.csv: cannot be read as CSV or JSONL in UTF-8"),
         ("a.csv", "file,what\n../cat.png,cat\n", "pets/a.csv: line 2: '../cat.png' should be a path inside pets"),
+        (
+            "a.csv",
+            "file,what\ncat/00.png,cat\n./cat/01.png,cat\ncat/._02.png,cat\n.cache/cat.png,cat\n",
+            "pets/a.csv: line 4: 'cat/._02.png' (and 1 more) is hidden or in a hidden folder, and source.sha256 covers no "
+            "such pictures; remove the row, or rename the picture",
+        ),
+        ("a.jsonl", '{"file": ".0.png", "what": "cat"}\n', "pets/a.jsonl: line 1: '.0.png' is hidden or in a hidden"),
         ("a.jsonl", '{"file": "cat/00.png", "what": "cat"}\n{"file"\n', "pets/a.jsonl: line 2: is not JSON"),
         (
             "a.jsonl",

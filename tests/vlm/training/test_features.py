@@ -1,18 +1,8 @@
-import io
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tests.architectures import ARCHITECTURES, build
+from tests.architectures import ARCHITECTURES, QUESTION, loaded, write_pictures
 from vlm.config.events import Log, Progress
-from vlm.config.models import ModelConfig
-from vlm.config.params import ImageParams
-from vlm.config.task import Task
-from vlm.data import dataset
-from vlm.evaluation import batching
-from vlm.models import loading
 from vlm.training import features
 
 SIZES = [(100, 60), (64, 120), (60, 60), (100, 60), (300, 90)] * 4
@@ -23,26 +13,11 @@ KEPT = {"lfm2_vl", "gemma3"}  # models that continue from the last hidden state 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    rng = np.random.default_rng(0)
-
-    def png(size):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    path = tmp_path_factory.mktemp("data") / "train.parquet"
-    dataset.write(path, (dataset.Row(f"train-{i}", png(size), "cat") for i, size in enumerate(SIZES)))
-    return str(path)
+    return write_pictures(tmp_path_factory.mktemp("data") / "train.parquet", SIZES)
 
 
 @pytest.fixture
-def question():
-    prompt = {"system": None, "user": "Which? {labels}"}
-    return Task(name="t", source={"folder": "photos"}, labels=["cat", "dog"], prompt=prompt)
-
-
-@pytest.fixture
-def prepared(split, question, tmp_path):
+def prepared(split, tmp_path):
     def prepare(name, budget=1.0, directory=tmp_path / "features", most=16):
         """`most` is the number of tiles for which the vision tower has memory."""
 
@@ -50,16 +25,14 @@ def prepared(split, question, tmp_path):
             if len(kwargs["pixel_values"]) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        config = ModelConfig(name=name, id=str(build(name, tmp_path / name)), dtype="float32")
-        loaded, processor = loading.load(config, ImageParams())
-        load = batching.Loader(split, processor, question)
+        model, processor, load = loaded(name, tmp_path / name, split)
         with torch.inference_mode():
-            before = loaded(**load(ROWS)).logits
+            before = model(**load(ROWS)).logits
         events = []
         if most < 16:
-            loaded.base_model.vision_tower.register_forward_pre_hook(refuse, with_kwargs=True)
-        kept = features.precompute(loaded, processor, question, [split], directory, budget, events.append)
-        return loaded, load, before, kept, events
+            model.base_model.vision_tower.register_forward_pre_hook(refuse, with_kwargs=True)
+        kept = features.precompute(model, processor, QUESTION, [split], directory, budget, events.append)
+        return model, load, before, kept, events
 
     return prepare
 
@@ -67,11 +40,11 @@ def prepared(split, question, tmp_path):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_model_computes_the_same(prepared, split, name):
     """With cached tower outputs, or, where they cannot be cached, unchanged."""
-    loaded, load, before, kept, events = prepared(name)
+    model, load, before, kept, events = prepared(name)
     assert (kept is not None) == (name in KEPT)
     with torch.inference_mode():
         inputs = load(ROWS) if kept is None else kept[split](ROWS)
-        assert torch.allclose(loaded(**inputs).logits, before, atol=1e-4)
+        assert torch.allclose(model(**inputs).logits, before, atol=1e-4)
     if kept is None:
         assert [type(event) for event in events] == [Log]
     else:
@@ -83,11 +56,11 @@ def test_the_model_computes_the_same(prepared, split, name):
 
 
 def test_features_over_the_budget_are_not_cached(prepared):
-    loaded, load, before, kept, events = prepared("lfm2_vl", budget=1e-6)
+    model, load, before, kept, events = prepared("lfm2_vl", budget=1e-6)
     assert kept is None
     assert "more than finetune.cache_image_features" in events[-1].text
     with torch.inference_mode():
-        assert torch.equal(loaded(**load(ROWS)).logits, before)
+        assert torch.equal(model(**load(ROWS)).logits, before)
 
 
 def test_prompt_lengths_are_those_of_the_loader(prepared, split):

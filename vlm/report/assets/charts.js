@@ -67,7 +67,7 @@ function lineChart({
 function line({ name, points, dots, pale }, className, x, y) {
   const at = (px, py) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`;
   const parts = [];
-  if (points.every(point => point.length === 4)) {
+  if (points.length > 1 && points.every(point => point.length === 4)) {
     const outline = [
       ...points.map(point => at(point[0], point[3])),
       ...points.toReversed().map(point => at(point[0], point[2]))

@@ -32,7 +32,7 @@ function tile(i, model) {
     element("span", { class: "words" }, ...said),
     model.top ? bars(model.top[i], data.truth[i], 3) : null,
     model.texts?.[i] != null ? element("span", { class: "text" }, model.texts[i]) : null,
-    suspectsOfTest.has(data.ids[i]) ? element("span", { class: "flag" }, "suspect") : null
+    isSuspect(i) ? element("span", { class: "flag" }, "suspect") : null
   );
   return element("li", { class: right ? "right" : "wrong" }, button);
 }
@@ -107,14 +107,15 @@ function prepareGallery() {
     option("", "all"),
     ...Object.entries(CHANGES).map(([value, [text]]) => option(value, text))
   );
-  const kinds = [...new Set([...suspectsOfTest.values()].flat().map(row => row.kind))];
+  const open = [...suspectsOfTest.values()].flat().filter(row => !row.decided);
+  const kinds = [...new Set(open.map(row => row.kind))];
   form.elements.suspect.append(
     option("", "all"),
     option("any", "suspects only"),
     ...kinds.map(kind => option(kind, kind.replaceAll("_", " ")))
   );
   form.querySelector('[data-needs="change"]').hidden = !Object.keys(CHANGES).length;
-  form.querySelector('[data-needs="suspects"]').hidden = !suspectsOfTest.size;
+  form.querySelector('[data-needs="suspects"]').hidden = !kinds.length;
   form.addEventListener("input", () => {
     go(Object.fromEntries([...FILTERS, "sort"].map(key => [key, form.elements[key].value])), true);
   });

@@ -61,10 +61,7 @@ function prepareOverview() {
         title: "Accuracy on validation while fine-tuning",
         xLabel: "optimizer step",
         yText: value => percent(value, 0),
-        note:
-          training.best === null
-            ? null
-            : `The adapter of step ${training.best} is the best. The band is the 95 % interval.`,
+        note: noteOnPasses(training),
         series: [{ name: "accuracy", points: training.accuracy, dots: true }]
       })
     );
@@ -72,6 +69,16 @@ function prepareOverview() {
   for (const [name, rows] of Object.entries(data.thresholds)) card(...thresholdTable(models.get(name).title, rows));
   if (robustness.length) byId("charts").after(robustnessCard(robustness));
   if (!box.children.length) box.remove();
+}
+
+// What the chart of the validation passes shows. One pass is a dot, which has no band.
+function noteOnPasses({ accuracy, best }) {
+  const [[step, value, low, high]] = accuracy;
+  if (accuracy.length === 1) {
+    const interval = `95 % interval ${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}`;
+    return `There was one validation pass, at step ${step}: ${percent(value)} (${interval}).`;
+  }
+  return `${best === null ? "" : `The adapter of step ${best} is the best. `}The band is the 95 % interval.`;
 }
 
 function thresholdTable(title, rows) {

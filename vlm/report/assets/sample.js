@@ -50,7 +50,9 @@ function sampleFacts(i) {
     ),
     element("h2", { id: "sample-title" }, labelOf(data.truth[i])),
     element("p", { class: "id" }, data.ids[i]),
-    ...(suspectsOfTest.get(data.ids[i]) ?? []).map(row => element("p", { class: "warning" }, row.reason)),
+    ...(suspectsOfTest.get(data.ids[i]) ?? []).map(row =>
+      element("p", { class: row.decided ? "note" : "warning" }, row.reason, row.decided ? ` Already ${row.decided}` : "")
+    ),
     answersTable(i),
     model.top ? element("h3", {}, model.title) : null,
     model.top ? bars(model.top[i], data.truth[i], 5) : null

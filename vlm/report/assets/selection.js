@@ -6,6 +6,10 @@ for (const row of data.suspects?.rows ?? []) {
   if (row.split === "test") suspectsOfTest.set(row.id, [...(suspectsOfTest.get(row.id) ?? []), row]);
 }
 
+// Whether the audit suspects a test sample, of any kind or of one, and nobody has decided about it.
+const isSuspect = (i, kind) =>
+  suspectsOfTest.get(data.ids[i])?.some(row => !row.decided && (!kind || row.kind === kind)) ?? false;
+
 const isRight = (answers, i) => answers.predicted[i] === data.truth[i];
 
 // Whether the answer of the model at the other revision is right; the two have their own lists of labels.
@@ -43,10 +47,7 @@ function testsOf(filters, model) {
   if (filters.true) tests.push(i => data.truth[i] === truth);
   if (filters.predicted) tests.push(i => model.predicted[i] === predicted && predicted >= 0);
   if (CHANGES[filters.change]) tests.push(CHANGES[filters.change][1]);
-  if (filters.suspect === "any") tests.push(i => suspectsOfTest.has(data.ids[i]));
-  else if (filters.suspect) {
-    tests.push(i => suspectsOfTest.get(data.ids[i])?.some(row => row.kind === filters.suspect));
-  }
+  if (filters.suspect) tests.push(i => isSuspect(i, filters.suspect === "any" ? null : filters.suspect));
   if (model.confidence && filters.from !== "") tests.push(i => 100 * model.confidence[i] >= Number(filters.from));
   if (model.confidence && filters.to !== "") tests.push(i => 100 * model.confidence[i] <= Number(filters.to));
   if (filters.find) {

@@ -2,7 +2,14 @@
 // The list of suspicious samples, and the decisions that one makes about them.
 
 const STEP = 100;
-const suspects = { kind: "", drawn: 0, decisions: new Map() }; // decisions: id -> {to (null: exclude), reason}
+const suspects = { kind: "", drawn: 0, decisions: new Map() }; // decisions: id -> {what, to (only of relabel), reason}
+// Where the browser keeps the decisions, so that they survive a reload. All pages that are opened from disk share this
+// storage: the key is that of the findings, so that another report does not show them.
+const STORED_UNDER = `vlm report, decisions ${data.suspects?.key}`;
+
+const HOW_TO_PASTE =
+  "# These lines extend the file. If it has one of the keys already, put the lines of that key below it:\n" +
+  "# a key may stand only once.\n";
 
 const chosenSuspects = () => data.suspects.rows.filter(row => !suspects.kind || row.kind === suspects.kind);
 
@@ -45,7 +52,7 @@ function suspectItem(row) {
         `${row.split}: ${row.id}, labelled ${row.label}`,
         row.other ? `; like ${row.other_split}: ${otherId(row)}` : ""
       ),
-      choices(row)
+      row.decided ? element("p", {}, element("b", {}, "Already"), ` ${row.decided}`) : choices(row)
     )
   );
 }
@@ -67,60 +74,81 @@ function choices(row) {
     ...data.labels.filter(label => label !== row.label).map(label => option(label, label))
   );
   to.value = suspects.decisions.get(row.id)?.to ?? row.suggestion;
+  const decide = what => {
+    if (what === null || (what === "relabel" && !to.value)) suspects.decisions.delete(row.id);
+    else if (what === "relabel") suspects.decisions.set(row.id, { what, to: to.value, reason: row.reason });
+    else if (what === "keep") suspects.decisions.set(row.id, { what, reason: `Looked at, and right. ${row.reason}` });
+    else suspects.decisions.set(row.id, { what, reason: row.reason });
+    showDecisions();
+    storeDecisions();
+  };
   const box = what =>
     element("input", {
       type: "checkbox",
-      checked: what === decisionAbout(row.id),
+      value: what,
+      checked: what === suspects.decisions.get(row.id)?.what,
       onchange: event => decide(event.target.checked ? what : null)
     });
-  const decide = what => {
-    if (what === null || (what === "relabel" && !to.value)) suspects.decisions.delete(row.id);
-    else suspects.decisions.set(row.id, { to: what === "relabel" ? to.value : null, reason: row.reason });
-    showDecisions();
-  };
   to.addEventListener("change", () => decide("relabel"));
   return element(
     "div",
     { class: "choices", "data-id": row.id },
+    element("label", {}, box("keep"), " keep"),
     element("label", {}, box("exclude"), " exclude"),
     element("label", {}, box("relabel"), " relabel to"),
     to
   );
 }
 
-function decisionAbout(id) {
-  const decided = suspects.decisions.get(id);
-  return decided === undefined ? null : decided.to === null ? "exclude" : "relabel";
+// Reads what storeDecisions has written; browsers can refuse to store anything.
+function storedDecisions() {
+  try {
+    return new Map(JSON.parse(localStorage.getItem(STORED_UNDER)));
+  } catch {
+    return new Map();
+  }
+}
+
+function storeDecisions() {
+  try {
+    if (suspects.decisions.size) localStorage.setItem(STORED_UNDER, JSON.stringify([...suspects.decisions]));
+    else localStorage.removeItem(STORED_UNDER);
+  } catch {
+    byId("copied").textContent = "The browser stores nothing for this page: copy the decisions before you leave it.";
+  }
 }
 
 // The decisions in the form that a file in configs/decisions/ has. JSON's texts are YAML's, too, whatever is in them.
 function decisionsYaml() {
   const quoted = JSON.stringify;
-  const lines = { exclude: [], relabel: [] };
-  for (const [id, { to, reason }] of suspects.decisions) {
-    if (to === null) lines.exclude.push(`  ${quoted(id)}: ${quoted(reason)}`);
-    else lines.relabel.push(`  ${quoted(id)}: {to: ${quoted(to)}, reason: ${quoted(reason)}}`);
+  const lines = { exclude: [], relabel: [], keep: [] };
+  for (const [id, { what, to, reason }] of suspects.decisions) {
+    const value = what === "relabel" ? `{to: ${quoted(to)}, reason: ${quoted(reason)}}` : quoted(reason);
+    lines[what].push(`  ${quoted(id)}: ${value}`);
   }
-  return Object.entries(lines)
+  const blocks = Object.entries(lines)
     .filter(([, found]) => found.length)
-    .map(([key, found]) => `${key}:\n${found.join("\n")}\n`)
-    .join("");
+    .map(([key, found]) => `${key}:\n${found.join("\n")}\n`);
+  return blocks.length ? HOW_TO_PASTE + blocks.join("") : "";
 }
 
 function showDecisions() {
   const n = suspects.decisions.size;
   for (const group of document.querySelectorAll(".choices")) {
     // a sample can be suspicious for several reasons
-    const decision = decisionAbout(group.dataset.id);
-    const [exclude, relabel] = group.querySelectorAll("input");
-    exclude.checked = decision === "exclude";
-    relabel.checked = decision === "relabel";
-    if (relabel.checked) group.querySelector("select").value = suspects.decisions.get(group.dataset.id).to;
+    const decision = suspects.decisions.get(group.dataset.id);
+    for (const box of group.querySelectorAll("input")) box.checked = box.value === decision?.what;
+    if (decision?.what === "relabel") group.querySelector("select").value = decision.to;
   }
   byId("yaml").textContent = decisionsYaml();
   byId("copy").textContent = n ? `Copy ${count(n, "decision")}` : "Copy decisions";
-  byId("copy").disabled = !n;
+  byId("copy").disabled = byId("untick").disabled = !n;
   byId("copied").textContent = "";
+}
+
+function showStored() {
+  suspects.decisions = storedDecisions();
+  showDecisions();
 }
 
 async function copyDecisions() {
@@ -143,7 +171,16 @@ function prepareSuspects() {
     drawSuspects();
   });
   byId("copy").addEventListener("click", copyDecisions);
+  byId("untick").addEventListener("click", () => {
+    suspects.decisions.clear();
+    showDecisions();
+    storeDecisions();
+  });
   byId("list-more").addEventListener("click", drawMoreSuspects);
-  showDecisions();
+  // Another tab can show the same report.
+  addEventListener("storage", event => {
+    if (event.key === STORED_UNDER) showStored();
+  });
+  showStored();
   drawSuspects();
 }

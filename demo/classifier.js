@@ -1,0 +1,145 @@
+// The exported classifier in llama.cpp, compiled to WebAssembly (wllama), in a worker of this page.
+
+import { detokenizer } from "./gguf.js";
+import { bmp } from "./pictures.js";
+import { resized, target } from "./resizing.js";
+import { posterior, trie } from "./trie.js";
+
+const VENDOR = "vendor/wllama/";
+// Raises a node's children above all other tokens. Logits differ by less, and more would cost precision: they are float32.
+const BIAS = 100;
+// The page writes the prompt itself, control tokens included, so the chat template must add nothing.
+const TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}";
+
+/** Loads the files of the folder `edge`; `progress(done, total)` is called with bytes. Throws an Error with one line. */
+export async function load(edge, progress) {
+  const response = await get(`${edge}/classifier.json`);
+  const description = await response.json();
+  const names = Object.keys(description.files);
+  const total = names.reduce((sum, name) => sum + description.files[name].bytes, 0);
+  const files = [];
+  for (const name of names) {
+    const before = files.reduce((sum, file) => sum + file.size, 0);
+    const blob = await download(`${edge}/${name}`, (done) => progress(before + done, total));
+    if (blob.size !== description.files[name].bytes) {
+      throw new Error(`${edge}/${name} is not the file that classifier.json describes; export both again.`);
+    }
+    files.push(blob);
+  }
+  const text = await detokenizer(files[names.indexOf("model.gguf")]);
+  const classifier = new Classifier(description, await start(description, files), text);
+  // Compares the prompt's tokens with the pipeline's, and has the browser compile the slow parts for speed.
+  await classifier.classify({ width: 256, height: 256, rgb: new Uint8ClampedArray(256 * 256 * 3).fill(128) });
+  return classifier;
+}
+
+class Classifier {
+  constructor(description, wllama, text) {
+    this.description = description;
+    this.threads = wllama.getNumThreads();
+    this._wllama = wllama;
+    this._text = text;
+    this._root = trie(description.tokens.answers);
+    if (branching(this._root).some((node) => text(node.path) === null)) {
+      throw new Error("Two labels of this task differ within a character, which this page cannot ask llama.cpp about.");
+    }
+  }
+
+  /**
+   * Returns {probabilities, passes, milliseconds}: one probability a label, how many forward passes that took, and how
+   * long the answer took from the decoded picture on, resizing included.
+   */
+  async classify(picture) {
+    const began = performance.now();
+    const { image, labels } = this.description;
+    const [width, height] = target(picture.width, picture.height, image);
+    const file = bmp(resized(picture, [width, height], image.resample));
+    const tokens = (width * height) / image.multiple ** 2;
+    let passes = 0;
+    const probabilities = await posterior(this._root, labels.length, (node) => {
+      passes++;
+      return this._ask(file, tokens, node);
+    });
+    return { probabilities, passes, milliseconds: performance.now() - began };
+  }
+
+  /** Map(token -> probability) of the node's children after the picture, the prompt and the node's path. */
+  async _ask(file, imageTokens, node) {
+    const { prompt, tokens } = this.description;
+    const children = [...node.children.keys()];
+    const response = await this._wllama.createChatCompletion({
+      messages: [
+        { role: "user", content: prompt.before },
+        { role: "user", content: [{ type: "image", data: file }] },
+        { role: "user", content: prompt.after + this._text(node.path) },
+      ],
+      max_tokens: 1,
+      cache_prompt: true, // so that only a picture's first pass reads the picture and the prompt
+      // A softmax over the children alone
+      logit_bias: Object.fromEntries(children.map((token) => [token, BIAS])),
+      samplers: ["top_k", "temperature"],
+      top_k: children.length,
+      temperature: 1,
+      logprobs: true,
+      top_logprobs: children.length,
+      post_sampling_probs: true,
+    });
+    const expected = tokens.before + tokens.around_image + imageTokens + tokens.after + node.path.length;
+    if (response.usage.prompt_tokens !== expected) {
+      throw new Error(`llama.cpp reads ${response.usage.prompt_tokens} tokens where the pipeline reads ${expected}.`);
+    }
+    const [first] = response.choices[0].logprobs.content;
+    return new Map(first.top_probs.map(({ id, prob }) => [id, prob]));
+  }
+}
+
+async function start({ image, tokens }, files) {
+  let wllama;
+  try {
+    wllama = await import(`./${VENDOR}index.js`);
+  } catch {
+    throw new Error(`demo/${VENDOR} is missing; \`make demo-files\` fetches it.`);
+  }
+  const quiet = { debug() {}, log() {}, warn() {}, error() {} };
+  const instance = new wllama.Wllama({ default: `${VENDOR}wllama.wasm` }, { suppressNativeLog: true, logger: quiet });
+  instance.setCompat(null); // for browsers without JSPI it would load other files from a content network
+  const longest = Math.max(...tokens.answers.map((answer) => answer.length));
+  const needed = tokens.before + tokens.around_image + image.max_tokens + tokens.after + longest;
+  try {
+    await instance.loadModel(files, {
+      n_ctx: Math.ceil(needed / 256) * 256,
+      n_parallel: 1,
+      n_gpu_layers: 0, // answers are verified on the CPU; a GPU's differ in more than the last digits
+      mmproj_offload: false,
+      image_min_tokens: image.min_tokens, // not in the GGUF files; without them, answers are wrong
+      image_max_tokens: image.max_tokens,
+      chat_template: TEMPLATE,
+      jinja: true,
+      skip_chat_parsing: true,
+    });
+  } catch (error) {
+    throw new Error(`This browser cannot run the model (${error.message}); Chrome or Edge 137 and later can.`);
+  }
+  return instance;
+}
+
+async function get(address) {
+  const response = await fetch(address).catch(() => null);
+  if (!response?.ok) throw new Error(`${address} is missing; \`dvc repro export\` writes models/edge.`);
+  return response;
+}
+
+async function download(address, progress) {
+  const parts = [];
+  let done = 0;
+  for await (const part of (await get(address)).body) {
+    parts.push(part);
+    progress((done += part.length));
+  }
+  return new Blob(parts);
+}
+
+/** The nodes at which labels part, root first. */
+function branching(node) {
+  return node.children.size ? [node, ...[...node.children.values()].flatMap(branching)] : [];
+}

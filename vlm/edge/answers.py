@@ -1,0 +1,110 @@
+"""The job of edge_eval: what llama.cpp answers with exported files, in this process, on this machine's CPU."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from vlm.config import cores
+from vlm.config.errors import InputError
+from vlm.config.events import Emit, Progress
+from vlm.config.models import ModelConfig
+from vlm.config.task import Task
+from vlm.data import dataset, json_files, predictions
+from vlm.edge.classifier import Classifier
+from vlm.edge.llama import Llama
+from vlm.evaluation import batching
+from vlm.evaluation.record import Answers, Record
+from vlm.models import runtime
+
+_RECORD, _GREEDY = "edge.jsonl", "greedy.jsonl"
+
+
+@dataclass(frozen=True)
+class EdgeEvaluation:
+    """Asks the classifier in `folder` about samples of `data`, one at a time.
+
+    Writes edge.parquet (see vlm/data/predictions.py): the probabilities and the most probable label of each sample.
+    edge.json has the `types` and the `bytes` of the classifier's files and, with `greedy`, `greedy_agreement`: the
+    fraction of the samples for which greedy decoding under labels.gbnf finds the most probable label. runtime.json has
+    times and memory, which are those of this machine's CPU.
+    """
+
+    task: Task
+    model: ModelConfig  # the one that was exported
+    folder: str
+    data: str
+    samples: int | None  # evenly spaced; None: all
+    greedy: bool
+
+    DATA_PARALLEL: ClassVar = False
+    # The files that a stage takes from the job's folder; the rest is intermediate.
+    RESULTS: ClassVar = ("edge.parquet", "edge.json", "runtime.json")
+    # The packages of vlm whose code determines the result.
+    PACKAGES: ClassVar = ("edge", "evaluation", "models", "data", "config")
+
+    @property
+    def inputs(self) -> list[str]:
+        """The file and the folder that the job reads."""
+        return [self.data, self.folder]
+
+    def run(self, directory: Path, emit: Emit) -> None:
+        """Runs the job, or resumes an earlier run in `directory`: samples that were answered are not asked about again.
+
+        Raises InputError if the folder holds no classifier, or one for other labels than the task's.
+        """
+        classifier = Classifier.load(Path(self.folder))
+        if classifier.labels != self.task.labels:
+            raise InputError(
+                f"{self.folder}: is a classifier for other labels than {self.task.name}'s; export it again"
+            )
+        record, greedy, rows = Record(directory / _RECORD), Record(directory / _GREEDY), self._rows()
+        load_seconds, seconds = self._answer(record, greedy, rows, emit)
+        predictions.write(
+            directory / "edge.parquet", self.task, self.data, record.texts(), record.probabilities(), rows
+        )
+        files = classifier.files.values()
+        values = {
+            "types": "+".join(file.type for file in files),
+            "bytes": sum(file.bytes for file in files),
+        }
+        if self.greedy:
+            pairs = zip(greedy.texts(), record.texts(), strict=True)
+            values["greedy_agreement"] = statistics.fmean(
+                self.task.parse(one) == self.task.parse(two) for one, two in pairs
+            )
+        json_files.write(directory / "edge.json", values)
+        times = runtime.measured_on_cpu(len(seconds), sum(seconds), cores.available())
+        times |= {"load_seconds": round(load_seconds, 2)}
+        if seconds:
+            times["median_milliseconds"] = round(1000 * statistics.median(seconds), 1)
+        runtime.write(directory / "runtime.json", times)
+
+    def _answer(self, record: Record, greedy: Record, rows: list[int], emit: Emit) -> tuple[float, list[float]]:
+        """Asks about the samples that `record` lacks; returns the seconds that loading took, and those of each sample."""
+        total, seconds, reader = len(rows), [], dataset.Reader(self.data)
+        emit(Progress(record.samples, total, "image"))
+        started = time.perf_counter()
+        with Llama(Path(self.folder)) as llama:
+            load_seconds = time.perf_counter() - started
+            for row in rows:
+                if row in record.rows:
+                    continue
+                (sample,) = reader.rows([row])
+                image = batching.decoded(sample.image)
+                started = time.perf_counter()
+                probabilities = llama.posterior(image)
+                seconds.append(time.perf_counter() - started)
+                if self.greedy:
+                    greedy.append([row], [Answers([llama.greedy(image)])], image_tokens=0)
+                text = self.task.answer(self.task.labels[int(probabilities.argmax())])
+                record.append([row], [Answers([text], [probabilities.tolist()])], image_tokens=0)
+                emit(Progress(record.samples, total, "image"))
+        return load_seconds, seconds
+
+    def _rows(self) -> list[int]:
+        """The numbers of the samples that are asked about."""
+        rows = dataset.count(self.data)
+        count = min(self.samples or rows, rows)
+        return [i * rows // count for i in range(count)]

@@ -1,0 +1,154 @@
+"""Writes the fine-tuned classifier's files for llama.cpp, once llama.cpp has given PyTorch's answers with them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.config.errors import InputError
+from vlm.config.events import Emit, Progress
+from vlm.config.params import Params
+from vlm.data import json_files
+from vlm.edge import card, gguf_files, merging, swift, verification
+from vlm.edge.classifier import Classifier
+from vlm.edge.llama import Llama
+from vlm.models import loading
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The files that are shipped, and those of export.sweep, a folder for each
+FOLDER, SWEEP = Path("models/edge"), Path("models/edge_sweep")
+_UNAVAILABLE = "unavailable.json"
+# What is compared with PyTorch: the conversion, without the error of a quantisation
+_REFERENCE = ("F16", "F16")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The size of the two GGUF files in bytes, and two comparisons with PyTorch on `samples` pictures.
+
+    `difference` is the largest difference of a probability at F16, `changed` the number of labels that the types of the
+    files change.
+    """
+
+    bytes: int
+    difference: float
+    samples: int
+    changed: int
+
+    @property
+    def summary(self) -> str:
+        """What the stage and the command say."""
+        return (
+            f"{self.bytes / 1e6:.3g} MB; llama.cpp's probabilities are within {self.difference:.1g} of PyTorch's at F16; "
+            f"{self.changed} of {self.samples} labels change with these types"
+        )
+
+
+def unavailable(params: Params) -> str | None:
+    """Why the model cannot be exported on this machine, in one line; None if it can. Raises InputError without a model."""
+    missing = [package for package in ("gguf", "xllamacpp") if find_spec(package) is None]
+    if missing:
+        return (
+            f"the package {missing[0]} is not installed; `uv sync` installs it on machines for which there is a build, "
+            "then `dvc repro -f export`"
+        )
+    config = loading.require_files(params.model, weights=False) / "config.json"
+    try:
+        gguf_files.require_supported(json.loads(config.read_text(encoding="utf-8")))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def write_unavailable(folder: Path, reason: str) -> None:
+    """Leaves a note in `folder`, for the stages that follow, that there is nothing in it and why."""
+    json_files.write(folder / _UNAVAILABLE, {"unavailable": reason})
+
+
+def unavailable_in(folder: Path) -> str | None:
+    """The reason that `write_unavailable` has left in a folder, if any. Raises InputError if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; `dvc repro export` makes it, `dvc pull` fetches it")
+    note = folder / _UNAVAILABLE
+    return json_files.read(note)["unavailable"] if note.exists() else None
+
+
+def export(
+    params: Params, adapter: str, data: str, outputs: Mapping[Path, tuple[str, str]], emit: Emit = lambda event: None
+) -> Exported:
+    """Merges the adapter and writes a classifier to each folder of `outputs`, which says its types: (text, vision).
+
+    Before that, llama.cpp has to give PyTorch's probabilities for pictures of the split `data` at F16, within 0.01.
+    Returns what is known about the first output. All folders appear together, or none. Raises InputError for what the
+    user can correct, and RuntimeError if llama.cpp answers differently, which no setting explains.
+    """
+    steps = len(outputs) + 3
+    for output in outputs:
+        if output.exists():
+            raise InputError(f"{output}: exists; name a new folder")
+    images = merging.samples(data)
+    with _temporary(next(iter(outputs))) as temporary:
+        emit(Progress(0, steps, "step"))
+        merged, _ = merging.merge(params, adapter, temporary / "merged", images)
+        emit(Progress(1, steps, "step"))
+        model, processor = loading.load(merged.model_copy(update={"dtype": "float32"}), params.image)
+        expected = merging.posteriors(model, processor, params.task, images).numpy()
+        del model
+        emit(Progress(2, steps, "step"))
+        classifier = Classifier.of(params, processor, _sha256(Path(adapter, "adapter_model.safetensors")))
+        _write(temporary / "merged", temporary / "reference", _REFERENCE, classifier)
+        difference = verification.verify(temporary / "reference", processor, params.task, images, expected)
+        shutil.rmtree(temporary / "reference")
+        emit(Progress(3, steps, "step"))
+        for number, types in enumerate(outputs.values()):
+            _write(temporary / "merged", temporary / str(number), types, classifier)
+            emit(Progress(4 + number, steps, "step"))
+        changed = _changed(temporary / "0", images, expected)
+        for number, output in enumerate(outputs):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            (temporary / str(number)).rename(output)
+    size = sum(file.stat().st_size for file in next(iter(outputs)).glob("*.gguf"))
+    return Exported(size, difference, len(images), changed)
+
+
+def _write(merged: Path, folder: Path, types: tuple[str, str], classifier: Classifier) -> None:
+    """Writes all files of a classifier."""
+    folder.mkdir()
+    gguf_files.write(merged, folder, *types)
+    classifier = classifier.with_files(folder, types)
+    classifier.save(folder)
+    (folder / "labels.gbnf").write_text(classifier.grammar(), encoding="utf-8")
+    (folder / "Classifier.swift").write_text(swift.source(classifier), encoding="utf-8")
+    (folder / "README.md").write_text(card.text(classifier), encoding="utf-8")
+
+
+def _changed(folder: Path, images: list, expected: "np.ndarray") -> int:
+    """The number of pictures to which a classifier gives another label than PyTorch."""
+    with Llama(folder) as llama:
+        return sum(
+            int(llama.posterior(image).argmax() != row.argmax()) for image, row in zip(images, expected, strict=True)
+        )
+
+
+@contextmanager
+def _temporary(output: Path) -> Iterator[Path]:
+    """A folder beside `output`, so that renaming works, which is removed at the end. A killed run's is removed first."""
+    folder = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
