@@ -6,12 +6,12 @@ import { resized, target } from "./resizing.js";
 import { posterior, trie } from "./trie.js";
 
 const VENDOR = "vendor/wllama/";
-// Raises a node's children above all other tokens. Logits differ by less, and more would cost precision: they are float32.
+// Raises a node's children above all other tokens. Logits differ by less; more would cost precision: they are float32.
 const BIAS = 100;
 // The page writes the prompt itself, control tokens included, so the chat template must add nothing.
 const TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}";
 
-/** Loads the files of the folder `edge`; `progress(done, total)` is called with bytes. Throws an Error with one line. */
+/** Loads the files of the folder `edge`; calls progress(done, total), in bytes. Throws an Error with one line. */
 export async function load(edge, progress) {
   const response = await get(`${edge}/classifier.json`);
   const description = await response.json();
@@ -74,7 +74,8 @@ class Classifier {
         { role: "user", content: prompt.after + this._text(node.path) },
       ],
       max_tokens: 1,
-      cache_prompt: true, // so that only a picture's first pass reads the picture and the prompt
+      // A picture's first pass reads picture and prompt, even if it is the last picture again; the others go on there.
+      cache_prompt: node !== this._root,
       // A softmax over the children alone
       logit_bias: Object.fromEntries(children.map((token) => [token, BIAS])),
       samplers: ["top_k", "temperature"],

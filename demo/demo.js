@@ -11,14 +11,13 @@ const classifier = load(EDGE, showProgress).then(showClassifier);
 classifier.catch(showProblem);
 
 function showProgress(done, total) {
-  const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
   $("progress").value = done / total;
-  say(`Loading the model, ${megabytes(done)} of ${megabytes(total)} MB`);
+  say(`Loading the model, ${(total / 1e6).toFixed(1)} MB`);
 }
 
 /** Writes the status line, which screen readers read out; `spoken` texts are not shown. */
 function say(text, { spoken = false } = {}) {
-  $("status").textContent = text;
+  if ($("status").textContent !== text) $("status").textContent = text; // the same text would be read out again
   $("status").classList.toggle("spoken", spoken);
 }
 

@@ -1,4 +1,4 @@
-// The texts of a model's tokens, from its GGUF file: wllama takes prompts as text only and does not turn tokens into text.
+// The texts of a model's tokens, from its GGUF file: wllama takes a prompt as text and cannot turn tokens into text.
 
 const SIZES = { 0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8 }; // bytes of a value, by its type
 const STRING = 8;
@@ -12,11 +12,16 @@ const HEADER_BYTES = 64 * 2 ** 20; // the keys come first; the largest vocabular
 export async function detokenizer(file) {
   const tokens = tokenList(await file.slice(0, HEADER_BYTES).arrayBuffer());
   const table = byteOfCharacter();
-  const byte = (character) => table.get(character);
-  const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  const bytes = (token) => {
+    const characters = Array.from(token);
+    // Added tokens are written as they are.
+    const encoded = characters.every((character) => table.has(character));
+    return encoded ? characters.map((character) => table.get(character)) : [...new TextEncoder().encode(token)];
+  };
   return (ids) => {
     try {
-      return utf8.decode(Uint8Array.from(Array.from(ids.map((id) => tokens[id]).join(""), byte)));
+      const text = Uint8Array.from(ids.flatMap((id) => bytes(tokens[id])));
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(text);
     } catch {
       return null;
     }
@@ -50,7 +55,7 @@ function tokenList(buffer) {
     if (key === "tokenizer.ggml.tokens") return Array.from({ length: count }, () => utf8.decode(bytes()));
     skip(elements, count);
   }
-  throw new Error("has no tokenizer");
+  throw new Error("model.gguf has no tokenizer.");
 }
 
 /** Byte-level BPE writes each byte as a printable character (the table of GPT-2's tokenizer): character -> byte. */

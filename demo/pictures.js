@@ -1,8 +1,8 @@
 // Pictures in and out: what a browser can decode -> plain RGB -> a BMP file for llama.cpp.
 
 /**
- * A file's upright pixels as {width, height, rgb}, transparent ones over white, as the pipeline reads training pictures.
- * Throws an Error with one line for a person if it is not a picture that this browser can read.
+ * A file's upright pixels as {width, height, rgb}, transparent ones over white, as the pipeline reads pictures.
+ * Throws an Error with one line if it is not a picture that this browser can read.
  */
 export async function decoded(file) {
   let bitmap;
@@ -29,7 +29,7 @@ export async function decoded(file) {
   return { width, height, rgb };
 }
 
-/** The picture as the bytes (ArrayBuffer) of an uncompressed BMP file: exact, and cheaper to write and read than PNG. */
+/** The picture as an uncompressed BMP file (ArrayBuffer): exact, and cheaper to write and read than PNG. */
 export function bmp({ width, height, rgb }) {
   const rowBytes = Math.ceil((width * 3) / 4) * 4;
   const file = new ArrayBuffer(54 + rowBytes * height);

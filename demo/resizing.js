@@ -2,9 +2,9 @@
 // llama.cpp would resize as well, but cuts large pictures into tiles, which the classifier was not trained on.
 
 /**
- * The size of a picture for the model, as [width, height]: multiples of `multiple` pixels, the aspect ratio nearly kept,
- * min_tokens to max_tokens tiles of multiple x multiple pixels (smart_resize in Lfm2VlImageProcessor). Throws an Error
- * for a picture that is too narrow for that.
+ * The size of a picture for the model, as [width, height]: multiples of `multiple` pixels, the aspect ratio about kept,
+ * min_tokens to max_tokens squares of multiple x multiple pixels (smart_resize in Lfm2VlImageProcessor). Throws an
+ * Error for a picture that is too narrow for that.
  */
 export function target(width, height, { multiple, min_tokens, max_tokens }) {
   const rounded = (size) => Math.max(multiple, roundHalfToEven(size / multiple) * multiple);
@@ -17,7 +17,9 @@ export function target(width, height, { multiple, min_tokens, max_tokens }) {
     const grow = Math.sqrt((min_tokens * multiple ** 2) / (width * height));
     size = [width, height].map((side) => Math.ceil((side * grow) / multiple) * multiple);
   }
-  if (tokens(size) > max_tokens) throw new Error(`A picture of ${width} x ${height} pixels is too narrow for this model.`);
+  if (tokens(size) > max_tokens) {
+    throw new Error(`A picture of ${width} x ${height} pixels is too narrow for this model.`);
+  }
   return size;
 }
 

@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("demo/vendor/wllama is missing; `make demo-files` fetches it")
     try:
         running = server(options.edge, options.port)
-    except OSError as error:
-        sys.exit(f"--port {options.port}: {error.strerror.lower()}; without --port a free one is taken")
+    except (OSError, OverflowError) as error:  # OverflowError: above 65535
+        reason = getattr(error, "strerror", None) or str(error)
+        sys.exit(f"--port {options.port}: {reason.lower()}; without --port a free one is taken")
     with running:
         print(f"the demo is at http://127.0.0.1:{running.server_port} (Ctrl-C ends it)", flush=True)
         try:

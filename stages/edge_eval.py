@@ -11,11 +11,8 @@ from vlm.edge import export
 from vlm.edge.answers import EdgeEvaluation
 from vlm.evaluation import TEST
 
-ANSWERS, NOTES, RUNTIME = (
-    "predictions/edge_eval.parquet",
-    "predictions/edge_eval.json",
-    "metrics/runtime/edge_eval.json",
-)
+ANSWERS, NOTES = "predictions/edge_eval.parquet", "predictions/edge_eval.json"
+RUNTIME = "metrics/runtime/edge_eval.json"
 SWEEP = Path("predictions/edge_sweep")
 
 

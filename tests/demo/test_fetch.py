@@ -9,7 +9,7 @@ from demo import fetch
 
 @pytest.fixture
 def run(tmp_path):
-    """run(npm) runs a copy of the program with a shell script, or nothing, in the place of npm or of another program."""
+    """run(npm) runs a copy of the program with a shell script, or nothing, in the place of npm or `name`."""
     program = tmp_path / "demo/fetch.py"
     program.parent.mkdir()
     shutil.copy(fetch.__file__, program)

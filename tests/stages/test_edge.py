@@ -22,7 +22,7 @@ def work(tmp_path, monkeypatch, make_split):
     Path("params.yaml").write_text(text)
     Path("configs/models/other.yaml").write_text("id: models/other\nrevision: null\noptions: {}\n")
     Path("models/other").mkdir(parents=True)
-    Path("models/other/config.json").write_text(json.dumps({"architectures": ["SmolForConditionalGeneration"]}))
+    Path("models/other/config.json").write_text(json.dumps({"model_type": "smolvlm"}))
     Path("data").mkdir()
     shutil.copyfile(split, "data/test.parquet")
     Path("predictions").mkdir()
@@ -37,8 +37,8 @@ def test_a_model_that_llama_cpp_does_not_run_leaves_empty_outputs_and_one_line_a
         stage.main()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("export: nothing exported: ") and "SmolForConditionalGeneration" in lines[0]
-    assert lines[1].startswith("edge_eval: nothing to measure: ") and "SmolForConditionalGeneration" in lines[1]
+    assert lines[0].startswith("export: nothing exported: ") and "'smolvlm'" in lines[0]
+    assert lines[1].startswith("edge_eval: nothing to measure: ") and "'smolvlm'" in lines[1]
     assert lines[2] == "measure_edge: nothing to measure; nothing was exported"
     assert len(pd.read_parquet("predictions/edge_eval.parquet")) == 0
     assert "unavailable" in json.loads(Path("predictions/edge_eval.json").read_text())

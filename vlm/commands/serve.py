@@ -48,6 +48,8 @@ def application(llama: Llama, classifier: Classifier) -> "Starlette":
                 return JSONResponse(await run_in_threadpool(_answer, llama, classifier.labels, data))
             except pictures.Unreadable as error:
                 raise HTTPException(400, f"the picture {error}") from None
+            except InputError as error:  # the picture is too narrow
+                raise HTTPException(400, str(error)) from None
 
     async def health(request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "task": classifier.task, "labels": len(classifier.labels)})

@@ -25,7 +25,7 @@ def write(
     probabilities: Sequence[Sequence[float] | None],
     rows: Sequence[int] | None = None,
 ) -> None:
-    """Writes the answers to samples of the split `data`: those with the numbers `rows`, or all. All are in that order."""
+    """Writes the answers to samples of the split `data`: those numbered `rows`, or all. All are in that order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -82,7 +82,7 @@ class EdgeEvaluation:
         runtime.write(directory / "runtime.json", times)
 
     def _answer(self, record: Record, greedy: Record, rows: list[int], emit: Emit) -> tuple[float, list[float]]:
-        """Asks about the samples that `record` lacks; returns the seconds that loading took, and those of each sample."""
+        """Asks about the samples that `record` lacks; returns the seconds of loading, and those of each sample."""
         total, seconds, reader = len(rows), [], dataset.Reader(self.data)
         emit(Progress(record.samples, total, "image"))
         started = time.perf_counter()

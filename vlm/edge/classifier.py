@@ -15,7 +15,7 @@ from vlm.config.yaml_files import Frozen, validate
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-NAME, GRAMMAR = "classifier.json", "labels.gbnf"
+NAME = "classifier.json"
 MODEL, PROJECTOR = "model.gguf", "mmproj.gguf"
 
 # JSON has lists where these fields have tuples

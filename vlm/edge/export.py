@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.config.errors import InputError
-from vlm.config.events import Emit, Progress
+from vlm.config.events import Emit, Log, Progress
 from vlm.config.params import Params
 from vlm.data import json_files
 from vlm.edge import card, gguf_files, merging, swift, verification
@@ -46,18 +46,18 @@ class Exported:
     def summary(self) -> str:
         """What the stage and the command say."""
         return (
-            f"{self.bytes / 1e6:.3g} MB; llama.cpp's probabilities are within {self.difference:.1g} of PyTorch's at F16; "
+            f"{self.bytes / 1e6:.3g} MB; at F16 no probability is further than {self.difference:.1g} from PyTorch's; "
             f"{self.changed} of {self.samples} labels change with these types"
         )
 
 
 def unavailable(params: Params) -> str | None:
-    """Why the model cannot be exported on this machine, in one line; None if it can. Raises InputError without a model."""
+    """Why the model cannot be exported on this machine, in one line; None if it can."""
     missing = [package for package in ("gguf", "xllamacpp") if find_spec(package) is None]
     if missing:
         return (
-            f"the package {missing[0]} is not installed; `uv sync` installs it on machines for which there is a build, "
-            "then `dvc repro -f export`"
+            f"the package {missing[0]} is not installed; `uv sync` installs it where there is a build of it for this "
+            "kind of machine; then `dvc repro -f export`"
         )
     config = loading.require_files(params.model, weights=False) / "config.json"
     try:
@@ -73,7 +73,7 @@ def write_unavailable(folder: Path, reason: str) -> None:
 
 
 def unavailable_in(folder: Path) -> str | None:
-    """The reason that `write_unavailable` has left in a folder, if any. Raises InputError if there is no such folder."""
+    """The reason that `write_unavailable` has left in a folder, if any. Raises InputError without a folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `dvc repro export` makes it, `dvc pull` fetches it")
     note = folder / _UNAVAILABLE
@@ -86,6 +86,9 @@ def export(
     """Merges the adapter and writes a classifier to each folder of `outputs`, which says its types: (text, vision).
 
     Before that, llama.cpp has to give PyTorch's probabilities for pictures of the split `data` at F16, within 0.01.
+    Exported classifiers do not cut pictures into tiles, whatever image.splitting in params.yaml is: with LFM2-VL's
+    limits a large picture would have up to 2,800 image tokens instead of 256, which takes a phone ten times as long.
+
     Returns what is known about the first output. All folders appear together, or none. Raises InputError for what the
     user can correct, and RuntimeError if llama.cpp answers differently, which no setting explains.
     """
@@ -98,7 +101,15 @@ def export(
         emit(Progress(0, steps, "step"))
         merged, _ = merging.merge(params, adapter, temporary / "merged", images)
         emit(Progress(1, steps, "step"))
-        model, processor = loading.load(merged.model_copy(update={"dtype": "float32"}), params.image)
+        if loading.load_processor(merged, params.image).image_processor.do_image_splitting:
+            emit(
+                Log(
+                    "warning: fine-tuning cut large pictures into tiles, and an exported classifier cuts none; "
+                    "edge_eval measures what that changes; fine-tune with image.splitting: false to avoid it"
+                )
+            )
+        whole = params.image.model_copy(update={"splitting": False})
+        model, processor = loading.load(merged.model_copy(update={"dtype": "float32"}), whole)
         expected = merging.posteriors(model, processor, params.task, images).numpy()
         del model
         emit(Progress(2, steps, "step"))
@@ -139,7 +150,7 @@ def _changed(folder: Path, images: list, expected: "np.ndarray") -> int:
 
 @contextmanager
 def _temporary(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, so that renaming works, which is removed at the end. A killed run's is removed first."""
+    """A folder beside `output`, so that renaming works; removed at the end. A killed run's is removed first."""
     folder = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ import http.client
 import io
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from vlm.config import cores
 from vlm.config.errors import InputError
-from vlm.edge import classifier, resizing
-from vlm.edge.classifier import Classifier
+from vlm.edge import resizing
+from vlm.edge.classifier import MODEL, PROJECTOR, Classifier
 from vlm.evaluation.trie import Trie
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class Llama:
         try:
             from xllamacpp import Server
         except ImportError:
-            raise InputError("the package xllamacpp is not installed; `uv sync --group edge` installs it") from None
+            raise InputError("the package xllamacpp is not installed; `uv sync` installs it") from None
         self._classifier = Classifier.load(folder)
-        for name in (classifier.MODEL, classifier.PROJECTOR):
+        for name in (MODEL, PROJECTOR):
             if not (folder / name).exists():
                 raise InputError(f"{folder / name}: not found; `dvc repro export` writes it, `dvc pull` fetches it")
         self._key = secrets.token_urlsafe()  # keeps other users of this machine out
@@ -56,9 +56,7 @@ class Llama:
         try:
             self._server: Any = Server(parameters)
         except RuntimeError:
-            raise InputError(
-                f"{folder}: llama.cpp cannot load {classifier.MODEL} and {classifier.PROJECTOR}; export them again"
-            ) from None
+            raise InputError(f"{folder}: llama.cpp cannot load {MODEL} and {PROJECTOR}; export them again") from None
         self._address = urlsplit(self._server.listening_address).netloc
         self._trie = trie = Trie.of(self._classifier.tokens.answers)
         self._parents = _parents(trie)
@@ -117,8 +115,8 @@ class Llama:
 
         tokens, limits = self._classifier.tokens, self._classifier.image
         parameters = CommonParams()
-        parameters.model.path = str(folder / classifier.MODEL)
-        parameters.mmproj.path = str(folder / classifier.PROJECTOR)
+        parameters.model.path = str(folder / MODEL)
+        parameters.mmproj.path = str(folder / PROJECTOR)
         parameters.image_min_tokens, parameters.image_max_tokens = limits.min_tokens, limits.max_tokens
         prompt = tokens.before + tokens.around_image + limits.max_tokens + tokens.after
         # Some more, for greedy answers in other tokens; llama.cpp rounds up to a multiple of 256.
@@ -159,22 +157,25 @@ class Llama:
             "post_sampling_probs": True,
             "cache_prompt": node > 0,  # not for the root, so that a picture's answer is the same whatever was before
         }
-        # The server says no probabilities if it draws a token that ends within a character. Then let it draw another.
-        for lifts in ({}, {self._complete_token(children): _FURTHER}):
-            lifted = dict.fromkeys(children, _LIFT) | lifts
+        lifted = dict.fromkeys(children, _LIFT)
+        reply: dict[str, Any] = {}
+        while "completion_probabilities" not in reply:
+            if reply:  # The server says none if it draws a token that ends within a character: let it draw another.
+                lifted[self._complete_token(lifted)] = _FURTHER
             options |= {"logit_bias": list(lifted.items()), "top_k": len(lifted), "n_probs": len(lifted)}
             reply = self._complete(picture, self._beginnings[node], options)
-            if "completion_probabilities" in reply:
-                break
         found = {token["id"]: token["prob"] for token in reply["completion_probabilities"][0]["top_probs"]}
         weights = np.array([found.get(token, 0.0) for token in children])
         if not weights.any():
-            raise RuntimeError(f"llama.cpp: gives the tokens {list(children)} no probability")
+            raise RuntimeError(f"llama.cpp: gives none of the tokens {list(children)} a probability")
         return weights
 
-    def _complete_token(self, children: Sequence[int]) -> int:
-        """A token that ends with a character and is not one of the children."""
-        return next(token for token in self.tokenize("0\n.") if token not in children)
+    def _complete_token(self, others: Collection[int]) -> int:
+        """A token that ends with a character and is none of the others. Raises RuntimeError if there is none left."""
+        for token in self.tokenize("0\n."):
+            if token not in others:
+                return token
+        raise RuntimeError(f"llama.cpp: gives none of the tokens {list(others)} a probability")
 
     def _encoded(self, image: "Image.Image") -> str:
         resized = resizing.resized(image, self._classifier.image)

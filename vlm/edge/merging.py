@@ -53,7 +53,7 @@ def merge(params: Params, adapter: str, output: Path, images: "Sequence[Image.Im
 
 
 def samples(data: str) -> "list[Image.Image]":
-    """The pictures of a split on which models are compared: at most 16, evenly spaced. Raises InputError without any."""
+    """Pictures of a split on which models are compared: at most 16, evenly spaced. Raises InputError without any."""
     rows = dataset.count(data)
     if not rows:
         raise InputError(f"{data}: has no rows, but some are needed to compare the models; add pictures")
@@ -64,7 +64,7 @@ def samples(data: str) -> "list[Image.Image]":
 def posteriors(
     model: "PreTrainedModel", processor: "ProcessorMixin", task: Task, images: "Sequence[Image.Image]"
 ) -> "torch.Tensor":
-    """(images, labels), float64: the posterior for each picture alone, since some tasks need batches without padding."""
+    """(images, labels), float64: the posterior for one picture at a time, as tasks with the picture last need it."""
     import torch
 
     from vlm.evaluation.posterior import Posterior

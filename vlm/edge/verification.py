@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.config.errors import InputError
 from vlm.config.task import Task
-from vlm.edge import resizing
 from vlm.edge.classifier import Classifier
 from vlm.edge.llama import Llama
 from vlm.evaluation.trie import answer_tokens
@@ -34,12 +32,10 @@ def verify(
 ) -> float:
     """Returns the largest difference of a probability from `expected`, PyTorch's, (samples, labels).
 
-    Raises RuntimeError, in one line, if tokens differ, a probability differs by more than TOLERANCE, or a label that
-    PyTorch finds more probable by more than that; and InputError for samples that the processor cuts into tiles.
+    `processor` must not cut pictures into tiles. Raises RuntimeError, in one line, if tokens differ, a probability
+    differs by more than TOLERANCE, or a label that PyTorch finds more probable by more than that.
     """
     classifier = Classifier.load(folder)
-    for picture in samples:
-        _require_untiled(processor, task, picture, classifier)
     with Llama(folder) as llama:
         _verify_tokens(llama, classifier, processor, task)
         largest = 0.0
@@ -77,23 +73,6 @@ def _verify_tokens(llama: Llama, classifier: Classifier, processor: "ProcessorMi
 def _require_equal(text: str, found: Sequence[int], wanted: Sequence[int]) -> None:
     if list(found) != list(wanted):
         raise RuntimeError(f"llama.cpp makes other tokens of {text!r}: {found}, and the tokenizer {wanted}")
-
-
-def _require_untiled(processor: "ProcessorMixin", task: Task, picture: "Image.Image", classifier: Classifier) -> None:
-    """Raises InputError if the processor cuts the picture into tiles.
-
-    An exported classifier does not: with LFM2-VL's limits, a picture would have up to 2,800 image tokens instead of
-    256, which a phone evaluates in ten times as much time.
-    """
-    if not processor.image_processor.do_image_splitting:
-        return
-    ids = encode(processor, task, [picture])["input_ids"][0].tolist()
-    width, height = resizing.target(*picture.size, classifier.image)
-    if ids.count(processor.image_token_id) > width * height // classifier.image.multiple**2:
-        raise InputError(
-            f"params.yaml: image.splitting: a picture of {picture.width} x {picture.height} pixels is cut into tiles, "
-            "and an exported classifier cuts none; set it to false, and fine-tune again"
-        )
 
 
 def _shown(probabilities: "np.ndarray", task: Task) -> str:

@@ -16,13 +16,13 @@ _SWEEP = Path("predictions", "edge_sweep")
 
 
 def measure() -> "pd.DataFrame":
-    """Compares predictions/edge_eval.parquet, and those in predictions/edge_sweep/, with predictions/final_eval.parquet.
+    """Compares predictions/edge_eval.parquet, and those in predictions/edge_sweep/, with those of final_eval.
 
     Returns a table with one row for each classifier, the exported one first: `types` (text+vision), `megabytes`,
     `samples`, `accuracy` with its 95 % Wilson interval (`low`, `high`), `changed` (samples with another label than in
     final_eval), `gained` and `lost` (those of them that only this classifier, or only final_eval, gets right),
     `largest_change` of a probability, and `mean_change`: half the sum of the absolute changes of a sample's
-    probabilities (the total variation distance), on average. The two changes are NaN if final_eval has no probabilities.
+    probabilities (the total variation distance), on average. Both are NaN if final_eval has no probabilities.
 
     Writes it to plots/edge/quantization.csv, the row of the exported classifier with its `greedy_agreement` to
     plots/edge/details.json, and `mb` and `changed` of that row to metrics/edge.json. If nothing was exported, the table

@@ -73,6 +73,12 @@ def picture(seed=0, orientation=1) -> tuple[Image.Image, bytes]:
     return image, buffer.getvalue()
 
 
+def narrow() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1000, 10)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def form(data: bytes, field: str = 'name="picture"; filename="photo.png"') -> tuple[bytes, dict]:
     head = f"--border\r\nContent-Disposition: form-data; {field}\r\n\r\n".encode()
     return head + data + b"\r\n--border--\r\n", {"Content-Type": "multipart/form-data; boundary=border"}
@@ -114,6 +120,7 @@ def test_it_says_that_it_is_up(server):
         ("POST", "/classify", b"", {}, 400, "the picture is empty"),
         ("POST", "/classify", b"no picture", {}, 400, "the picture is in no picture format that Pillow can read"),
         ("POST", "/classify", picture()[1][:2000], {}, 400, "the picture cannot be decoded: image file is truncated"),
+        ("POST", "/classify", narrow(), {}, 400, "a picture of 1000 x 10 pixels is too narrow"),
         ("POST", "/classify", *form(b"no picture"), 400, "the picture is in no picture format that Pillow can read"),
         ("POST", "/classify", *form(b"text", 'name="picture"'), 400, "the form has no file; send the picture as one"),
         ("POST", "/classify", b"x", {"Content-Type": "multipart/form-data"}, 400, "Missing boundary in multipart."),

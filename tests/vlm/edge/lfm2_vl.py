@@ -107,12 +107,14 @@ class Server:
             "prompt_string": before + marker + after,
             "multimodal_data": [base64.b64encode(file.getvalue()).decode()],
         }
-        answer = self._ask(
-            "/completion",
+        answer = self.complete(
             # An end of the answer would have no probabilities; the grammar does not change those that are returned.
             {"prompt": prompt, "n_predict": 1, "n_probs": count, "grammar": "root ::= [a-z]+", "cache_prompt": False},
         )
         return {token["id"]: token["logprob"] for token in answer["completion_probabilities"][0]["top_logprobs"]}
+
+    def complete(self, request: dict) -> dict:
+        return self._ask("/completion", request)
 
     def _ask(self, path: str, body: dict | None = None) -> dict:
         data = None if body is None else json.dumps(body).encode()
@@ -137,6 +139,9 @@ def served(folder: Path) -> Iterator[Server]:
     params.verbosity, params.ui, params.warmup = -1, False, False
     server = xllamacpp.Server(params)
     try:
-        yield Server(server)
+        llama = Server(server)
+        # xllamacpp's loop over completions starts in a thread of its own. A server that is ended before that hangs.
+        llama.complete({"prompt": "a", "n_predict": 1})
+        yield llama
     finally:
         del server

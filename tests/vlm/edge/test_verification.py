@@ -5,7 +5,6 @@ import pytest
 from transformers import AutoProcessor
 
 from tests.vlm.edge import lfm2_vl
-from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.data import dataset
 from vlm.edge import gguf_files, merging, verification
@@ -26,14 +25,13 @@ def checked(exported, task, make_split, tmp_path):
     for name in ("model.gguf", "mmproj.gguf"):
         os.link(exported / name, folder / name)
 
-    def verify(splitting=False, expected=expected, pictures=images, **changes):
+    def verify(expected=expected, **changes):
         known = Classifier.load(exported)
         parts = {part: getattr(known, part).model_copy(update=values) for part, values in changes.items()}
         known.model_copy(update=parts).save(folder)
-        processor.image_processor.do_image_splitting = splitting
-        return verification.verify(folder, processor, task, pictures, expected)
+        return verification.verify(folder, processor, task, images, expected)
 
-    verify.expected, verify.pictures = expected, images
+    verify.expected = expected
     return verify
 
 
@@ -64,13 +62,6 @@ def test_other_probabilities_are_noticed(checked):
     expected = checked.expected[:, ::-1]
     with pytest.raises(RuntimeError, match=r"picture 1 of 3: llama.cpp's answer is '.*' \(0.*\), PyTorch's '.*' \(0"):
         checked(expected=expected)
-
-
-def test_a_picture_that_would_be_cut_into_tiles_is_an_error_that_names_the_setting(checked):
-    assert checked(splitting=True) < 0.01  # small pictures are not cut
-    large = [checked.pictures[0].resize((640, 480))]
-    with pytest.raises(InputError, match=r"params.yaml: image.splitting: a picture of 640 x 480 pixels is cut"):
-        checked(splitting=True, pictures=large, expected=checked.expected[:1])
 
 
 def test_a_wrong_pre_tokenizer_is_noticed(task, at_root, tmp_path):

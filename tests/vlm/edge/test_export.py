@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlm.config.errors import InputError
+from vlm.config.events import Log
+from vlm.config.params import load_params
+from vlm.edge import export, merging
+from vlm.edge.classifier import Classifier
+from vlm.edge.llama import Llama
+from vlm.models import loading
+
+FILES = ["Classifier.swift", "README.md", "classifier.json", "labels.gbnf", "mmproj.gguf", "model.gguf"]
+
+
+@pytest.fixture
+def work(adapter, make_split, tmp_path):
+    """work({"edge": ("F16", "F16")}) exports the adapter with random weights into folders of work.folder."""
+    split = make_split("test", 4)
+
+    def run(outputs, params=None, adapter=adapter, emit=lambda event: None):
+        where = {work.folder / name: types for name, types in outputs.items()}
+        return export.export(params or load_params(), str(adapter), split, where, emit)
+
+    work = run
+    work.folder, work.adapter, work.split = tmp_path / "out", Path(adapter), split
+    return work
+
+
+def test_the_files_answer_as_the_adapter_does(work):
+    found = work({"edge": ("F16", "F16"), "small": ("Q4_0", "Q8_0")})
+    assert sorted(path.name for path in work.folder.iterdir()) == ["edge", "small"]
+    for name in ("edge", "small"):
+        assert sorted(path.name for path in (work.folder / name).iterdir()) == FILES
+    params, images = load_params(), merging.samples(work.split)
+    model, processor = loading.load(params.model, params.image, str(work.adapter))
+    expected = merging.posteriors(model, processor, params.task, images).numpy()
+    with Llama(work.folder / "edge") as llama:
+        answers = np.stack([llama.posterior(image) for image in images])
+    assert np.abs(answers - expected).max() == pytest.approx(found.difference, abs=1e-4)
+    assert found.difference < 0.01 and (found.samples, found.changed) == (4, 0)
+    small = Classifier.load(work.folder / "small")
+    assert [file.type for file in small.files.values()] == ["Q4_0", "Q8_0"]
+    assert small.labels == params.task.labels
+    assert found.bytes == sum(file.bytes for file in Classifier.load(work.folder / "edge").files.values())
+
+
+def test_an_error_leaves_nothing_behind(work):
+    work.folder.mkdir()
+    (work.folder / ".edge.tmp").mkdir()  # as a killed export leaves it
+    config = json.loads((work.adapter / "adapter_config.json").read_text())
+    (work.adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "models/other"}))
+    with pytest.raises(InputError, match="'models/other' is not the model tiny"):
+        work({"edge": ("F16", "F16")})
+    assert list(work.folder.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_overwritten(work):
+    (work.folder / "edge").mkdir(parents=True)
+    with pytest.raises(InputError, match="edge: exists; name a new folder"):
+        work({"edge": ("F16", "F16")})
+
+
+def test_a_model_that_cuts_pictures_into_tiles_is_exported_without_and_says_so(work):
+    params, events = load_params(), []
+    params = params.model_copy(update={"image": params.image.model_copy(update={"splitting": True})})
+    work({"edge": ("F16", "F16")}, params, emit=events.append)
+    (warning,) = [event.text for event in events if isinstance(event, Log)]
+    assert "an exported classifier cuts none" in warning and "image.splitting: false" in warning
+
+
+def test_what_cannot_be_exported_is_said_in_a_line(tmp_path, tiny, monkeypatch):
+    params = load_params()
+    assert export.unavailable(params) is None
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "xllamacpp" else True)
+    assert "the package xllamacpp is not installed" in export.unavailable(params)
