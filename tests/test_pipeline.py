@@ -141,7 +141,7 @@ def test_every_stage_leaves_its_results_and_says_them_in_a_line(tmp_path_factory
     lines = clone.run("dvc", "repro").splitlines()
     metrics = {name: json.loads((clone.folder / f"metrics/{name}.json").read_text()) for name in METRICS}
     details = {name: json.loads((clone.folder / f"plots/{name}/details.json").read_text()) for name in METRICS}
-    assert metrics["prepare"] == {"rows": 216, "left_out": 0, "test_changed": 0}
+    assert metrics["prepare"] == {"rows": 216, "test_changed": 0}
     assert all(set(metrics[name]) == {"accuracy"} for name in (*BASELINES, *MEASURED))
     assert {"low", "high", "valid", "lenient_accuracy"} < set(details["final_eval_raw"])
     assert {"low", "high", "macro_f1", "log_loss", "ece"} < set(details["final_eval"])

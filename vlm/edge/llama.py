@@ -62,6 +62,8 @@ class Llama:
         self._parents = _parents(trie)
         self._labels_below = [sum(edge in edges for edges in trie.edges_of) for edge in range(len(trie.edges))]
         try:
+            # The server completes in a thread of its own, and deleting it hangs until that has begun (build 11549).
+            self._request("POST", "/completion", {"prompt": "a", "n_predict": 1})
             self._marker = self._request("GET", "/props")["media_marker"]
             self._beginnings = [self._text((*trie.forced, *path)) for path in trie.nodes]
         except BaseException:

@@ -1,6 +1,9 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 
+from vlm.config import params
 from vlm.edge import quantization
 from vlm.edge.quantization import TextLayers
 
@@ -71,7 +74,7 @@ def test_the_types_of_the_vision_part(name, shape, stored):
     assert quantization.vision_type(name, shape, "Q8_0") == stored
 
 
-@pytest.mark.parametrize("wanted", {*quantization.TEXT_TYPES, *quantization.VISION_TYPES})
+@pytest.mark.parametrize("wanted", sorted({*quantization.TEXT_TYPES, *quantization.VISION_TYPES}))
 def test_every_type_has_a_number_in_gguf(wanted):
     assert quantization.file_type(wanted) >= 0
 
@@ -91,3 +94,8 @@ def test_values_that_a_type_cannot_hold_are_refused(value, kind):
     values[1, 3] = value
     with pytest.raises(ValueError, match=f"values that {kind} cannot hold"):
         quantization.quantized(values, kind)
+
+
+def test_params_yaml_may_name_every_type_that_can_be_written():
+    assert get_args(params.TextType) == quantization.TEXT_TYPES
+    assert get_args(params.VisionType) == quantization.VISION_TYPES
