@@ -1,4 +1,4 @@
-"""export: the fine-tuned classifier as files for llama.cpp, models/edge/; and those of export.sweep, if any."""
+"""export: the fine-tuned classifier as files for llama.cpp, in models/edge/; those of export.sweep are in it, too."""
 
 from vlm.compute.progress import ProgressBar
 from vlm.config import load_params, pins
@@ -11,16 +11,14 @@ ADAPTERS = {"best": "models/adapter", "last": "models/adapter_last"}
 
 def main() -> None:
     params = pins.resolved(load_params())
-    export.SWEEP.mkdir(parents=True, exist_ok=True)  # the stage needs its outputs
     reason = export.unavailable(params)
     if reason:
         export.write_unavailable(export.FOLDER, reason)
         print(f"export: nothing exported: {reason}")
         return
-    outputs = {export.FOLDER: (params.export.text, params.export.vision)}
-    outputs |= {export.SWEEP / f"{text}+{vision}": (text, vision) for text, vision in params.export.swept}
+    adapter, types = ADAPTERS[params.final_eval.adapter], (params.export.text, params.export.vision)
     with ProgressBar() as emit:
-        found = export.export(params, ADAPTERS[params.final_eval.adapter], VALIDATION, outputs, emit)
+        found = export.export(params, adapter, VALIDATION, export.FOLDER, types, params.export.swept, emit)
     print(f"export: {export.FOLDER}, {found.summary}")
 
 

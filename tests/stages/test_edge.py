@@ -43,5 +43,5 @@ def test_a_model_that_llama_cpp_does_not_run_leaves_empty_outputs_and_one_line_a
     assert len(pd.read_parquet("predictions/edge_eval.parquet")) == 0
     assert "unavailable" in json.loads(Path("predictions/edge_eval.json").read_text())
     assert [path.name for path in Path("models/edge").iterdir()] == ["unavailable.json"]
-    assert Path("models/edge_sweep").is_dir() and Path("predictions/edge_sweep").is_dir()
+    assert len(pd.read_parquet("predictions/edge_sweep.parquet")) == 0
     assert json.loads(Path("metrics/edge.json").read_text()) == {}

@@ -31,5 +31,5 @@ def main(arguments: argparse.Namespace) -> None:
         raise InputError(reason)
     types = (arguments.text or params.export.text, arguments.vision or params.export.vision)
     with ProgressBar() as emit:
-        found = export.export(params, arguments.adapter, evaluation.VALIDATION, {arguments.output: types}, emit)
+        found = export.export(params, arguments.adapter, evaluation.VALIDATION, arguments.output, types, emit=emit)
     print(f"{arguments.output}: {found.summary}")

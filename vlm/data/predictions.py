@@ -56,4 +56,6 @@ def stage(name: str) -> str:
     """The stage of dvc.yaml that writes predictions/<name>.parquet."""
     if name == "majority" or name.startswith("probe_"):
         return "probe"
+    if name == "edge_sweep":
+        return "edge_eval"
     return name.removesuffix("_raw").removesuffix("_validation")

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -60,7 +61,9 @@ class EdgeEvaluation:
                 f"{self.folder}: is a classifier for other labels than {self.task.name}'s; export it again"
             )
         record, greedy, rows = Record(directory / _RECORD), Record(directory / _GREEDY), self._rows()
+        started = time.perf_counter()
         load_seconds, seconds = self._answer(record, greedy, rows, emit)
+        total = time.perf_counter() - started
         predictions.write(
             directory / "edge.parquet", self.task, self.data, record.texts(), record.probabilities(), rows
         )
@@ -75,7 +78,7 @@ class EdgeEvaluation:
                 self.task.parse(one) == self.task.parse(two) for one, two in pairs
             )
         json_files.write(directory / "edge.json", values)
-        times = runtime.measured_on_cpu(len(seconds), sum(seconds), cores.available())
+        times = runtime.measured_on_cpu(len(seconds), total, cores.available())
         times |= {"load_seconds": round(load_seconds, 2)}
         if seconds:
             times["median_milliseconds"] = round(1000 * statistics.median(seconds), 1)
@@ -108,3 +111,34 @@ class EdgeEvaluation:
         rows = dataset.count(self.data)
         count = min(self.samples or rows, rows)
         return [i * rows // count for i in range(count)]
+
+
+def write_sweep(path: Path, results: Iterable[Path]) -> None:
+    """Writes the answers of several classifiers to one file, all of it or nothing; `results` are their folders.
+
+    Columns: types ("Q4_0+Q8_0") and bytes of the classifier's files, and id, label, predicted and probabilities of a
+    sample. No rows if there are no results.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {
+            "types": pa.string(),
+            "bytes": pa.int64(),
+            "id": pa.string(),
+            "label": pa.string(),
+            "predicted": pa.string(),
+            "probabilities": pa.list_(pa.float64()),
+        }
+    )
+    tables = [schema.empty_table()]
+    for folder in results:
+        notes, own = json_files.read(folder / "edge.json"), pq.read_table(folder / "edge.parquet")
+        columns = {name: pa.array([notes[name]] * len(own)) for name in ("types", "bytes")}
+        columns |= {name: own[name] for name in ("id", "label", "predicted", "probabilities")}
+        tables.append(pa.table(columns, schema))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(pa.concat_tables(tables), temporary)
+    temporary.replace(path)

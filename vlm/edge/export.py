@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,8 +22,8 @@ from vlm.models import loading
 if TYPE_CHECKING:
     import numpy as np
 
-# The files that are shipped, and those of export.sweep, a folder for each
-FOLDER, SWEEP = Path("models/edge"), Path("models/edge_sweep")
+FOLDER = Path("models/edge")
+_SWEEP = "sweep"  # in an exported folder: those of export.sweep, a folder for each
 _UNAVAILABLE = "unavailable.json"
 # What is compared with PyTorch: the conversion, without the error of a quantisation
 _REFERENCE = ("F16", "F16")
@@ -72,6 +72,11 @@ def write_unavailable(folder: Path, reason: str) -> None:
     json_files.write(folder / _UNAVAILABLE, {"unavailable": reason})
 
 
+def swept(folder: Path) -> list[Path]:
+    """The folders of the other classifiers that were exported with the one in `folder`, named text+vision."""
+    return sorted(folder.glob(f"{_SWEEP}/*+*"))
+
+
 def unavailable_in(folder: Path) -> str | None:
     """The reason that `write_unavailable` has left in a folder, if any. Raises InputError without a folder."""
     if not folder.is_dir():
@@ -81,23 +86,30 @@ def unavailable_in(folder: Path) -> str | None:
 
 
 def export(
-    params: Params, adapter: str, data: str, outputs: Mapping[Path, tuple[str, str]], emit: Emit = lambda event: None
+    params: Params,
+    adapter: str,
+    data: str,
+    output: Path,
+    types: tuple[str, str],
+    sweep: Sequence[tuple[str, str]] = (),
+    emit: Emit = lambda event: None,
 ) -> Exported:
-    """Merges the adapter and writes a classifier to each folder of `outputs`, which says its types: (text, vision).
+    """Merges the adapter and writes a classifier with weights of `types` (text, vision) to the new folder `output`.
+
+    Those with the types of `sweep` go to folders in it, see `swept`.
 
     Before that, llama.cpp has to give PyTorch's probabilities for pictures of the split `data` at F16, within 0.01.
     Exported classifiers do not cut pictures into tiles, whatever image.splitting in params.yaml is: with LFM2-VL's
     limits a large picture would have up to 2,800 image tokens instead of 256, which takes a phone ten times as long.
 
-    Returns what is known about the first output. All folders appear together, or none. Raises InputError for what the
+    `output` appears with all that is in it, or not at all. Raises InputError for what the
     user can correct, and RuntimeError if llama.cpp answers differently, which no setting explains.
     """
-    steps = len(outputs) + 3
-    for output in outputs:
-        if output.exists():
-            raise InputError(f"{output}: exists; name a new folder")
+    steps = len(sweep) + 4
+    if output.exists():
+        raise InputError(f"{output}: exists; name a new folder")
     images = merging.samples(data)
-    with _temporary(next(iter(outputs))) as temporary:
+    with _temporary(output) as temporary:
         emit(Progress(0, steps, "step"))
         merged, _ = merging.merge(params, adapter, temporary / "merged", images)
         emit(Progress(1, steps, "step"))
@@ -118,20 +130,20 @@ def export(
         difference = verification.verify(temporary / "reference", processor, params.task, images, expected)
         shutil.rmtree(temporary / "reference")
         emit(Progress(3, steps, "step"))
-        for number, types in enumerate(outputs.values()):
-            _write(temporary / "merged", temporary / str(number), types, classifier)
+        new = temporary / "new"
+        folders = {new: types} | {new / _SWEEP / "+".join(other): other for other in sweep}
+        for number, (folder, own) in enumerate(folders.items()):
+            _write(temporary / "merged", folder, own, classifier)
             emit(Progress(4 + number, steps, "step"))
-        changed = _changed(temporary / "0", images, expected)
-        for number, output in enumerate(outputs):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            (temporary / str(number)).rename(output)
-    size = sum(file.stat().st_size for file in next(iter(outputs)).glob("*.gguf"))
+        changed = _changed(new, images, expected)
+        new.rename(output)
+    size = sum(file.stat().st_size for file in output.glob("*.gguf"))
     return Exported(size, difference, len(images), changed)
 
 
 def _write(merged: Path, folder: Path, types: tuple[str, str], classifier: Classifier) -> None:
     """Writes all files of a classifier."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     gguf_files.write(merged, folder, *types)
     classifier = classifier.with_files(folder, types)
     classifier.save(folder)

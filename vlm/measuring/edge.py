@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.config.params import load_params
-from vlm.data import json_files
+from vlm.data import json_files, predictions
 from vlm.evaluation.intervals import wilson
 from vlm.measuring.answers import Predictions
 
@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "edge_eval"
-_SWEEP = Path("predictions", "edge_sweep")
 
 
 def measure() -> "pd.DataFrame":
-    """Compares predictions/edge_eval.parquet, and those in predictions/edge_sweep/, with those of final_eval.
+    """Compares predictions/edge_eval.parquet and predictions/edge_sweep.parquet with predictions/final_eval.parquet.
 
     Returns a table with one row for each classifier, the exported one first: `types` (text+vision), `megabytes`,
     `samples`, `accuracy` with its 95 % Wilson interval (`low`, `high`), `changed` (samples with another label than in
@@ -36,9 +35,9 @@ def measure() -> "pd.DataFrame":
     if "unavailable" not in notes:
         final, labels = Predictions.load("final_eval"), load_params().task.labels
         rows.append(_row(final, Predictions.load(NAME), notes))
-        for path in sorted(_SWEEP.glob("*.parquet")):
-            swept = Predictions(path.stem, pd.read_parquet(path), labels)
-            rows.append(_row(final, swept, json_files.read(path.with_suffix(".json"))))
+        for types, swept in predictions.read("edge_sweep").groupby("types", sort=False):
+            of_types = {"types": types, "bytes": int(swept["bytes"].iloc[0])}
+            rows.append(_row(final, Predictions(types, swept.reset_index(drop=True), labels), of_types))
     columns = ["types", "megabytes", "samples", "accuracy", "low", "high", "changed", "gained", "lost"]
     table = pd.DataFrame(rows, columns=[*columns, "largest_change", "mean_change"])
     plots.mkdir(parents=True, exist_ok=True)

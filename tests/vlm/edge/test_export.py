@@ -17,12 +17,12 @@ FILES = ["Classifier.swift", "README.md", "classifier.json", "labels.gbnf", "mmp
 
 @pytest.fixture
 def work(adapter, make_split, tmp_path):
-    """work({"edge": ("F16", "F16")}) exports the adapter with random weights into folders of work.folder."""
+    """work(sweep=[("Q4_0", "Q8_0")]) exports the adapter with random weights to work.folder / "edge"."""
     split = make_split("test", 4)
 
-    def run(outputs, params=None, adapter=adapter, emit=lambda event: None):
-        where = {work.folder / name: types for name, types in outputs.items()}
-        return export.export(params or load_params(), str(adapter), split, where, emit)
+    def run(params=None, sweep=(), emit=lambda event: None):
+        types = ("F16", "F16")
+        return export.export(params or load_params(), adapter, split, work.folder / "edge", types, sweep, emit)
 
     work = run
     work.folder, work.adapter, work.split = tmp_path / "out", Path(adapter), split
@@ -30,10 +30,12 @@ def work(adapter, make_split, tmp_path):
 
 
 def test_the_files_answer_as_the_adapter_does(work):
-    found = work({"edge": ("F16", "F16"), "small": ("Q4_0", "Q8_0")})
-    assert sorted(path.name for path in work.folder.iterdir()) == ["edge", "small"]
-    for name in ("edge", "small"):
-        assert sorted(path.name for path in (work.folder / name).iterdir()) == FILES
+    found = work(sweep=[("Q4_0", "Q8_0")])
+    (small,) = export.swept(work.folder / "edge")
+    assert small.name == "Q4_0+Q8_0"
+    assert sorted(path.name for path in small.iterdir()) == FILES
+    assert sorted(path.name for path in small.parents[1].iterdir()) == [*FILES, "sweep"]
+    assert [path.name for path in work.folder.iterdir()] == ["edge"]
     params, images = load_params(), merging.samples(work.split)
     model, processor = loading.load(params.model, params.image, str(work.adapter))
     expected = merging.posteriors(model, processor, params.task, images).numpy()
@@ -41,7 +43,7 @@ def test_the_files_answer_as_the_adapter_does(work):
         answers = np.stack([llama.posterior(image) for image in images])
     assert np.abs(answers - expected).max() == pytest.approx(found.difference, abs=1e-4)
     assert found.difference < 0.01 and (found.samples, found.changed) == (4, 0)
-    small = Classifier.load(work.folder / "small")
+    small = Classifier.load(small)
     assert [file.type for file in small.files.values()] == ["Q4_0", "Q8_0"]
     assert small.labels == params.task.labels
     assert found.bytes == sum(file.bytes for file in Classifier.load(work.folder / "edge").files.values())
@@ -53,20 +55,20 @@ def test_an_error_leaves_nothing_behind(work):
     config = json.loads((work.adapter / "adapter_config.json").read_text())
     (work.adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "models/other"}))
     with pytest.raises(InputError, match="'models/other' is not the model tiny"):
-        work({"edge": ("F16", "F16")})
+        work()
     assert list(work.folder.iterdir()) == []
 
 
 def test_an_existing_folder_is_not_overwritten(work):
     (work.folder / "edge").mkdir(parents=True)
     with pytest.raises(InputError, match="edge: exists; name a new folder"):
-        work({"edge": ("F16", "F16")})
+        work()
 
 
 def test_a_model_that_cuts_pictures_into_tiles_is_exported_without_and_says_so(work):
     params, events = load_params(), []
     params = params.model_copy(update={"image": params.image.model_copy(update={"splitting": True})})
-    work({"edge": ("F16", "F16")}, params, emit=events.append)
+    work(params, emit=events.append)
     (warning,) = [event.text for event in events if isinstance(event, Log)]
     assert "an exported classifier cuts none" in warning and "image.splitting: false" in warning
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vlm.edge import answers
 from vlm.measuring import edge
 
 ROOT = Path(__file__).parents[3]
@@ -16,9 +17,9 @@ LABELS = ["a", "b", "c"]
 def write(tmp_path, monkeypatch):
     """write("final_eval", [[0.7, 0.2, 0.1], ...]) writes predictions; the truth is a, b, c, a, b, c, ..."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("configs", "predictions/edge_sweep"):
-        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(ROOT / "configs", folder) if folder == "configs" else Path(folder).mkdir()
+    shutil.copytree(ROOT / "configs", "configs")
+    Path("predictions").mkdir()
+    answers.write_sweep(Path("predictions/edge_sweep.parquet"), [])
     text = (ROOT / "params.yaml").read_text().replace("task: car_badges", "task: letters")
     Path("params.yaml").write_text(text)
     Path("configs/tasks/letters.yaml").write_text(
@@ -63,7 +64,8 @@ def test_changed_labels_are_told_apart_by_who_is_right(write, tmp_path):
 def test_the_sweep_follows_and_some_samples_are_enough(write):
     write("final_eval", FINAL)
     write("edge_eval", FINAL[:3], NOTES)
-    write("edge_sweep/F16+F16", FINAL, {"types": "F16+F16", "bytes": 5_000_000})
+    write("edge", FINAL, {"types": "F16+F16", "bytes": 5_000_000})
+    answers.write_sweep(Path("predictions/edge_sweep.parquet"), [Path("predictions")])
     table = edge.measure()
     assert table["types"].tolist() == ["Q4_0+Q8_0", "F16+F16"]
     assert table["samples"].tolist() == [3, 4]
