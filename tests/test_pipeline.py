@@ -22,7 +22,7 @@ STANDINS = ROOT / "tests" / "standins"
 GPU_STAGES = ["baseline_eval", "structured_eval", "finetune", "final_eval", "probe"]
 BASELINES = ["majority", "probe_nearest", "probe_linear"]
 MEASURED = ["baseline_eval", "structured_eval", "final_eval_raw", "final_eval"]
-METRICS = ["prepare", "finetune", *BASELINES, *MEASURED, "compare"]
+METRICS = ["prepare", "finetune", *BASELINES, *MEASURED, "compare", "edge_eval", "edge"]
 MICRO = {
     "train: 1600": "train: 160",
     "validation: 160": "validation: 16",
@@ -142,14 +142,16 @@ def test_every_stage_leaves_its_results_and_says_them_in_a_line(tmp_path_factory
     metrics = {name: json.loads((clone.folder / f"metrics/{name}.json").read_text()) for name in METRICS}
     details = {name: json.loads((clone.folder / f"plots/{name}/details.json").read_text()) for name in METRICS}
     assert metrics["prepare"] == {"rows": 216, "test_changed": 0}
-    assert all(set(metrics[name]) == {"accuracy"} for name in (*BASELINES, *MEASURED))
+    assert all(set(metrics[name]) == {"accuracy"} for name in (*BASELINES, *MEASURED, "edge_eval"))
+    assert set(metrics["edge"]) == {"mb", "changed"}
+    assert details["edge"]["largest_change"] < 0.2
     assert {"low", "high", "valid", "lenient_accuracy"} < set(details["final_eval_raw"])
     assert {"low", "high", "macro_f1", "log_loss", "ece"} < set(details["final_eval"])
     assert set(metrics["compare"]) == {"gain", "gain_low", "gain_high"}
     assert 0 <= details["compare"]["mcnemar_p"] <= 1
     assert 0 <= details["compare"]["over_probe_mcnemar_p"] <= 1
     assert details["structured_eval"]["outlines_agreement"] > 0.5
-    for stage in ["prepare", *GPU_STAGES]:
+    for stage in ["prepare", *GPU_STAGES, "edge_eval"]:
         assert (clone.folder / f"metrics/runtime/{stage}.json").exists()
     assert not list(clone.jobs.glob("*-*/"))  # finished work is not kept twice
     said = {line.partition(":")[0]: line for line in lines}
@@ -157,6 +159,8 @@ def test_every_stage_leaves_its_results_and_says_them_in_a_line(tmp_path_factory
     for name in (*BASELINES, *MEASURED):
         assert re.match(rf"{name}: \d+\.\d % of 40 right \(\d+\.\d to \d+\.\d\)", said[name])
     assert re.match(r"finetune: best at step \d+ of 40: \d+\.\d % of 16 validation samples right", said["finetune"])
+    assert re.match(r"export: models/edge, 2\.17 MB; at F16 no probability is further than 0\.00\d+ from", said["export"])
+    assert re.match(r"measure_edge: Q4_0\+Q8_0, 2\.17 MB: \d+\.\d % of 40 right", said["measure_edge"])
     assert "McNemar p" in said["compare"]
     assert "on frozen vision features" in said["compare"]
     assert re.match(
@@ -191,7 +195,7 @@ def test_turning_the_fine_tuning_runs_what_depends_on_it(clone):
     output = clone.run("dvc", "exp", "run", "-S", "finetune.lora.r=4")
     ran = re.findall(r"Running stage '([\w@]+)'", output)
     assert ran[0] == "finetune"
-    assert {"final_eval", "robustness"} < set(ran)
+    assert {"final_eval", "export", "edge_eval", "robustness"} < set(ran)
     assert not set(ran) & {"prepare", "baseline_eval", "structured_eval", "probe"}
     clone.run("git", "checkout", ".")
     clone.run("dvc", "checkout")
@@ -206,13 +210,13 @@ def test_where_a_model_can_run_changes_nothing(clone):
     clone.run("git", "checkout", ".")
 
 
-@pytest.mark.parametrize("room", ["compute", "measuring", "commands"])
+@pytest.mark.parametrize("room", ["compute", "measuring", "commands", "edge"])
 def test_code_that_measures_or_transports_runs_no_gpu_stage_again(clone, room):
     for file in (clone.folder / "vlm" / room).glob("*.py"):
         file.write_text(file.read_text() + "# another colour\n")
     changed = json.loads(clone.run("dvc", "status", "--json").splitlines()[-1])
     assert not set(changed) & {"prepare", *GPU_STAGES, "robustness"}
-    assert bool(changed) == (room == "measuring")
+    assert bool(changed) == (room in ("measuring", "edge"))
     clone.run("git", "checkout", ".")
 
 
