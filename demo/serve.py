@@ -63,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, OverflowError) as error:  # OverflowError: above 65535
         reason = getattr(error, "strerror", None) or str(error)
         sys.exit(f"--port {options.port}: {reason.lower()}; without --port a free one is taken")
-    with running:
-        print(f"the demo is at http://127.0.0.1:{running.server_port} (Ctrl-C ends it)", flush=True)
-        try:
+    try:
+        with running:
+            print(f"the demo is at http://127.0.0.1:{running.server_port} (Ctrl-C ends it)", flush=True)
             running.serve_forever()
-        except KeyboardInterrupt:
-            print()
+    except KeyboardInterrupt:
+        print()
 
 
 if __name__ == "__main__":
