@@ -8,6 +8,8 @@ import { posterior, trie } from "./trie.js";
 const VENDOR = "vendor/wllama/";
 // Raises a node's children above all other tokens. Logits differ by less; more would cost precision: they are float32.
 const BIAS = 100;
+// Raises one token above those; float32's exponents still hold probabilities of e^-60 and less.
+const FURTHER = 160;
 // The page writes the prompt itself, control tokens included, so the chat template must add nothing.
 const TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}";
 
@@ -40,6 +42,8 @@ class Classifier {
     this._wllama = wllama;
     this._text = text;
     this._root = trie(description.tokens.answers);
+    // Tokens of single digits; byte-level vocabularies begin with the control tokens and the bytes
+    this._digits = Array.from({ length: 2000 }, (_, token) => token).filter((token) => /^\d$/.test(text([token]) ?? ""));
     if (branching(this._root).some((node) => text(node.path) === null)) {
       throw new Error("Two labels of this task differ within a character, which this page cannot ask llama.cpp about.");
     }
@@ -67,6 +71,11 @@ class Classifier {
   async _ask(file, imageTokens, node) {
     const { prompt, tokens } = this.description;
     const children = [...node.children.keys()];
+    const bias = new Map(children.map((token) => [token, BIAS]));
+    if (children.some((token) => this._text([token]) === null)) {
+      // llama.cpp returns no probabilities if it draws a token that ends within a character: have it draw a digit.
+      bias.set(this._digits.find((token) => !bias.has(token)), FURTHER);
+    }
     const response = await this._wllama.createChatCompletion({
       messages: [
         { role: "user", content: prompt.before },
@@ -77,12 +86,12 @@ class Classifier {
       // A picture's first pass reads picture and prompt, even if it is the last picture again; the others go on there.
       cache_prompt: node !== this._root,
       // A softmax over the children alone
-      logit_bias: Object.fromEntries(children.map((token) => [token, BIAS])),
+      logit_bias: Object.fromEntries(bias),
       samplers: ["top_k", "temperature"],
-      top_k: children.length,
+      top_k: bias.size,
       temperature: 1,
       logprobs: true,
-      top_logprobs: children.length,
+      top_logprobs: bias.size,
       post_sampling_probs: true,
     });
     const expected = tokens.before + tokens.around_image + imageTokens + tokens.after + node.path.length;
@@ -90,7 +99,9 @@ class Classifier {
       throw new Error(`llama.cpp reads ${response.usage.prompt_tokens} tokens where the pipeline reads ${expected}.`);
     }
     const [first] = response.choices[0].logprobs.content;
-    return new Map(first.top_probs.map(({ id, prob }) => [id, prob]));
+    const found = new Map(first.top_probs.map(({ id, prob }) => [id, prob]));
+    const sum = children.reduce((total, token) => total + (found.get(token) ?? 0), 0);
+    return new Map(children.map((token) => [token, (found.get(token) ?? 0) / sum]));
   }
 }
 

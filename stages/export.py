@@ -4,21 +4,22 @@ from vlm.compute.progress import ProgressBar
 from vlm.config import load_params, pins
 from vlm.config.errors import reported
 from vlm.edge import export
+from vlm.edge.classifier import NotExportable
 from vlm.evaluation import VALIDATION
-
-ADAPTERS = {"best": "models/adapter", "last": "models/adapter_last"}
 
 
 def main() -> None:
     params = pins.resolved(load_params())
-    reason = export.unavailable(params)
-    if reason:
-        export.write_unavailable(export.FOLDER, reason)
-        print(f"export: nothing exported: {reason}")
+    knobs, adapter = params.export, params.final_eval.folder
+    try:
+        export.require_exportable(params)
+        with ProgressBar() as emit:
+            types = (knobs.text, knobs.vision)
+            found = export.export(params, adapter, VALIDATION, export.FOLDER, types, knobs.swept, emit)
+    except NotExportable as error:  # the stages that follow have nothing to measure, and all others go on
+        export.write_unavailable(export.FOLDER, str(error))
+        print(f"export: nothing exported: {error}")
         return
-    adapter, types = ADAPTERS[params.final_eval.adapter], (params.export.text, params.export.vision)
-    with ProgressBar() as emit:
-        found = export.export(params, adapter, VALIDATION, export.FOLDER, types, params.export.swept, emit)
     print(f"export: {export.FOLDER}, {found.summary}")
 
 

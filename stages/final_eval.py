@@ -5,12 +5,10 @@ from vlm.config import load_params, pins
 from vlm.config.errors import reported
 from vlm.evaluation import Evaluation
 
-ADAPTERS = {"best": "models/adapter", "last": "models/adapter_last"}
-
 
 def main() -> None:
     params = pins.resolved(load_params())
-    job = Evaluation.of(params, raw=True, structured=True, adapter=ADAPTERS[params.final_eval.adapter])
+    job = Evaluation.of(params, raw=True, structured=True, adapter=params.final_eval.folder)
     with compute.run(job, params.compute, params.modal) as result:
         compute.save(
             result,

@@ -9,7 +9,6 @@ from vlm.data import json_files
 from vlm.evaluation import TEST
 from vlm.robustness import Robustness, answers
 
-ADAPTERS = {"best": "models/adapter", "last": "models/adapter_last"}
 ANSWERS, RUNTIME = "predictions/robustness.parquet", "metrics/runtime/robustness.json"
 
 
@@ -27,7 +26,7 @@ def main() -> None:
         image=params.image,
         batch_size=params.evaluation.batch_size,
         data=TEST,
-        adapter=ADAPTERS[params.final_eval.adapter],
+        adapter=params.final_eval.folder,
         robustness=params.robustness,
     )
     with compute.run(job, params.compute, params.modal) as result:

@@ -6,7 +6,6 @@ from pathlib import Path
 from vlm import evaluation
 from vlm.compute.progress import ProgressBar
 from vlm.config import pins
-from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.edge import export, quantization
 
@@ -14,7 +13,9 @@ from vlm.edge import export, quantization
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="FOLDER", help="a new folder for the files, e.g. models/edge-q8")
     parser.add_argument(
-        "--adapter", default="models/adapter", metavar="FOLDER", help="the fine-tuned adapter (default: models/adapter)"
+        "--adapter",
+        metavar="FOLDER",
+        help="the fine-tuned adapter (default: params.yaml's final_eval.adapter)",
     )
     parser.add_argument(
         "--text", choices=quantization.TEXT_TYPES, help="the type of the text model's weights (default: params.yaml's)"
@@ -26,10 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     params = pins.resolved(load_params())
-    reason = export.unavailable(params)
-    if reason:
-        raise InputError(reason)
+    export.require_exportable(params)
     types = (arguments.text or params.export.text, arguments.vision or params.export.vision)
     with ProgressBar() as emit:
-        found = export.export(params, arguments.adapter, evaluation.VALIDATION, arguments.output, types, emit=emit)
+        adapter = arguments.adapter or params.final_eval.folder
+        found = export.export(params, adapter, evaluation.VALIDATION, arguments.output, types, emit=emit)
     print(f"{arguments.output}: {found.summary}")

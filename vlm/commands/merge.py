@@ -17,11 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "output", type=Path, metavar="FOLDER", help="a new folder for the merged model, e.g. models/merged"
     )
     parser.add_argument(
-        "--adapter", default="models/adapter", metavar="FOLDER", help="the fine-tuned adapter (default: models/adapter)"
+        "--adapter",
+        metavar="FOLDER",
+        help="the fine-tuned adapter (default: params.yaml's final_eval.adapter)",
     )
 
 
 def main(arguments: argparse.Namespace) -> None:
-    images = merging.samples(evaluation.VALIDATION)
-    _, difference = merging.merge(load_params(), arguments.adapter, arguments.output, images)
+    params, images = load_params(), merging.samples(evaluation.VALIDATION)
+    adapter = arguments.adapter or params.final_eval.folder
+    _, difference = merging.merge(params, adapter, arguments.output, images)
     print(f"{arguments.output}: merged; no probability differs from the adapter's by more than {difference:.1g}")

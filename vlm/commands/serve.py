@@ -55,6 +55,8 @@ def application(llama: Llama, classifier: Classifier) -> "Starlette":
         return JSONResponse({"status": "ok", "task": classifier.task, "labels": len(classifier.labels)})
 
     async def as_json(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):
+            return JSONResponse({"error": "POST a picture to /classify"}, error.status_code, error.headers)
         if isinstance(error, HTTPException):
             return JSONResponse({"error": error.detail}, error.status_code, error.headers)
         return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)

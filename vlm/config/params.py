@@ -78,6 +78,11 @@ class FinetuneParams(Frozen):
 class FinalEvalParams(Frozen):
     adapter: Literal["best", "last"]
 
+    @property
+    def folder(self) -> str:
+        """The adapter's folder."""
+        return {"best": "models/adapter", "last": "models/adapter_last"}[self.adapter]
+
 
 Corruption = Literal[
     "contrast", "gaussian_noise", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "spatter"

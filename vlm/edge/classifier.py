@@ -25,6 +25,10 @@ Ids = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
 _RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
+class NotExportable(InputError):
+    """The model, or a label of the task, cannot be exported for llama.cpp; the rest of the pipeline is not affected."""
+
+
 class Prompt(Frozen):
     """The text before and after the picture, with its control tokens, a BOS token among them if there is to be one.
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from vlm.config.events import Emit, Log, Progress
 from vlm.config.params import Params
 from vlm.data import json_files
 from vlm.edge import card, gguf_files, merging, swift, verification
-from vlm.edge.classifier import Classifier
+from vlm.edge.classifier import Classifier, NotExportable
 from vlm.edge.llama import Llama
 from vlm.models import loading
 
@@ -51,20 +51,18 @@ class Exported:
         )
 
 
-def unavailable(params: Params) -> str | None:
-    """Why the model cannot be exported on this machine, in one line; None if it can."""
-    missing = [package for package in ("gguf", "xllamacpp") if find_spec(package) is None]
-    if missing:
-        return (
-            f"the package {missing[0]} is not installed; `uv sync` installs it where there is a build of it for this "
-            "kind of machine; then `dvc repro -f export`"
-        )
+def require_exportable(params: Params) -> None:
+    """Raises NotExportable if a package is missing here, or llama.cpp does not run models like this one."""
+    for package in ("gguf", "xllamacpp"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise NotExportable(
+                f"the package {package} cannot be imported ({error}); `uv sync` installs it where there is a build of "
+                "it for this kind of machine; then `dvc repro -f export`"
+            ) from None
     config = loading.require_files(params.model, weights=False) / "config.json"
-    try:
-        gguf_files.require_supported(json.loads(config.read_text(encoding="utf-8")))
-    except InputError as error:
-        return str(error)
-    return None
+    gguf_files.require_supported(json.loads(config.read_text(encoding="utf-8")))
 
 
 def write_unavailable(folder: Path, reason: str) -> None:
@@ -103,7 +101,7 @@ def export(
     limits a large picture would have up to 2,800 image tokens instead of 256, which takes a phone ten times as long.
 
     `output` appears with all that is in it, or not at all. Raises InputError for what the
-    user can correct, and RuntimeError if llama.cpp answers differently, which no setting explains.
+    user can correct, among it NotExportable for labels that llama.cpp cannot tell apart, or if it answers differently.
     """
     steps = len(sweep) + 4
     if output.exists():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.config.errors import InputError
 from vlm.edge import quantization, tokenizer
-from vlm.edge.classifier import MODEL, PROJECTOR
+from vlm.edge.classifier import MODEL, PROJECTOR, NotExportable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,18 +37,18 @@ _RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, llam
 
 
 def require_supported(config: Mapping[str, Any]) -> None:
-    """Raises InputError unless a config.json is that of an LFM2-VL, and llama.cpp computes the same as transformers."""
+    """Raises NotExportable unless a config.json is of an LFM2-VL that llama.cpp computes as transformers does."""
     for part, needed in _ARCHITECTURE.items():
         found = ((config.get(part) or {}) if part else config).get("model_type")
         if found != needed:
-            raise InputError(
+            raise NotExportable(
                 f"config.json: {_place(part, 'model_type')}: {found!r} cannot be exported for llama.cpp; LFM2-VL and "
                 f"LFM2.5-VL can, which have {needed!r}"
             )
     for part, key, default, needed in _FIXED:
         value = (config[part] if part else config).get(key, default)
         if value != needed:
-            raise InputError(
+            raise NotExportable(
                 f"config.json: {_place(part, key)}: {value!r} cannot be exported: llama.cpp computes {needed!r} only"
             )
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from vlm.config import cores
 from vlm.config.errors import InputError
 from vlm.edge import resizing
-from vlm.edge.classifier import MODEL, PROJECTOR, Classifier
+from vlm.edge.classifier import MODEL, PROJECTOR, Classifier, NotExportable
 from vlm.evaluation.trie import Trie
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Llama:
         return parameters
 
     def _text(self, tokens: Sequence[int]) -> str:
-        """The text that an answer with these first tokens begins with. Raises InputError if it has other tokens.
+        """The text that an answer with these first tokens begins with. Raises NotExportable if it has other tokens.
 
         That is so if labels differ within a character that consists of several tokens.
         """
@@ -142,7 +142,7 @@ class Llama:
         if self.tokenize(after + text) != [*self.tokenize(after), *tokens]:
             answers = zip(self._classifier.labels, self._classifier.tokens.answers, strict=True)
             labels = [label for label, answer in answers if answer[: len(tokens)] == tuple(tokens)]
-            raise InputError(
+            raise NotExportable(
                 f"configs/tasks/{self._classifier.task}.yaml: labels: {labels[0]!r} and {labels[1]!r} differ where "
                 "llama.cpp's server cannot continue a text, such as within a character of several tokens; rename one"
             )

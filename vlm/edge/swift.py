@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.config.errors import InputError
+from vlm.edge.classifier import NotExportable
 
 if TYPE_CHECKING:
     from vlm.edge.classifier import Classifier
@@ -28,7 +28,7 @@ _TAKEN = frozenset("allCases rawValue hashValue hash encode init self none some"
 
 
 def source(classifier: "Classifier") -> str:
-    """The content of Classifier.swift. Raises InputError for two labels that Swift takes for the same string."""
+    """The content of Classifier.swift. Raises NotExportable for two labels that Swift takes for the same string."""
     from vlm.evaluation.trie import Trie
 
     _require_distinct(classifier)
@@ -115,7 +115,7 @@ def _require_distinct(classifier: "Classifier") -> None:
     for label in classifier.labels:
         other = first.setdefault(unicodedata.normalize("NFC", label), label)
         if other != label:
-            raise InputError(
+            raise NotExportable(
                 f"configs/tasks/{classifier.task}.yaml: labels: {other!a} and {label!a} look the same and are the same "
                 "string in Swift; rename one"
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.config.task import Task
-from vlm.edge.classifier import Classifier
+from vlm.edge.classifier import Classifier, NotExportable
 from vlm.edge.llama import Llama
 from vlm.evaluation.trie import answer_tokens
 from vlm.models.loading import encode
@@ -32,7 +32,7 @@ def verify(
 ) -> float:
     """Returns the largest difference of a probability from `expected`, PyTorch's, (samples, labels).
 
-    `processor` must not cut pictures into tiles. Raises RuntimeError, in one line, if tokens differ, a probability
+    `processor` must not cut pictures into tiles. Raises NotExportable, in one line, if tokens differ, a probability
     differs by more than TOLERANCE, or a label that PyTorch finds more probable by more than that.
     """
     classifier = Classifier.load(folder)
@@ -42,14 +42,14 @@ def verify(
         for number, (picture, row) in enumerate(zip(samples, expected, strict=True), 1):
             counts = llama.prompt_tokens(picture), encode(processor, task, [picture])["input_ids"].shape[1]
             if counts[0] != counts[1]:
-                raise RuntimeError(
+                raise NotExportable(
                     f"{folder}: picture {number} of {len(samples)}: llama.cpp's prompt has {counts[0]} tokens, "
                     f"PyTorch's {counts[1]}"
                 )
             found = llama.posterior(picture)
             difference = float(abs(found - row).max())
             if difference > TOLERANCE or row.max() - row[found.argmax()] > TOLERANCE:
-                raise RuntimeError(
+                raise NotExportable(
                     f"{folder}: picture {number} of {len(samples)}: llama.cpp's answer is "
                     f"{_shown(found, task)}, PyTorch's {_shown(row, task)}; the largest difference of a probability is "
                     f"{difference:.3g}, and {TOLERANCE} is allowed"
@@ -59,7 +59,7 @@ def verify(
 
 
 def _verify_tokens(llama: Llama, classifier: Classifier, processor: "ProcessorMixin", task: Task) -> None:
-    """Raises RuntimeError unless the answers and the text around the picture are the same tokens everywhere."""
+    """Raises NotExportable unless the answers and the text around the picture are the same tokens everywhere."""
     tokenizer = processor.tokenizer
     for text in (classifier.prompt.before, classifier.prompt.after):
         _require_equal(text, llama.tokenize(text), tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -67,12 +67,12 @@ def _verify_tokens(llama: Llama, classifier: Classifier, processor: "ProcessorMi
     for text, written, wanted in answers:
         _require_equal(text, llama.tokenize(text + tokenizer.eos_token), wanted)
         if list(written) != wanted:
-            raise RuntimeError(f"classifier.json: {text!r} has the tokens {list(written)}, and should have {wanted}")
+            raise NotExportable(f"classifier.json: {text!r} has the tokens {list(written)}, and should have {wanted}")
 
 
 def _require_equal(text: str, found: Sequence[int], wanted: Sequence[int]) -> None:
     if list(found) != list(wanted):
-        raise RuntimeError(f"llama.cpp makes other tokens of {text!r}: {found}, and the tokenizer {wanted}")
+        raise NotExportable(f"llama.cpp makes other tokens of {text!r}: {found}, and the tokenizer {wanted}")
 
 
 def _shown(probabilities: "np.ndarray", task: Task) -> str:

@@ -125,8 +125,8 @@ def test_it_says_that_it_is_up(server):
         ("POST", "/classify", *form(b"text", 'name="picture"'), 400, "the form has no file; send the picture as one"),
         ("POST", "/classify", b"x", {"Content-Type": "multipart/form-data"}, 400, "Missing boundary in multipart."),
         ("POST", "/classify", b"x" * 20_000_001, {}, 413, "the request has 20,000,001 bytes; at most 20,000,000 are"),
-        ("GET", "/classify", None, {}, 405, "Method Not Allowed"),
-        ("GET", "/", None, {}, 404, "Not Found"),
+        ("GET", "/classify", None, {}, 405, "POST a picture to /classify"),
+        ("GET", "/", None, {}, 404, "POST a picture to /classify"),
     ],
 )
 def test_a_bad_request_gets_one_line(server, method, path, body, headers, status, error):

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from vlm.config.errors import InputError
 from vlm.config.events import Log
 from vlm.config.params import load_params
 from vlm.edge import export, merging
-from vlm.edge.classifier import Classifier
+from vlm.edge.classifier import Classifier, NotExportable
 from vlm.edge.llama import Llama
 from vlm.models import loading
 
@@ -75,6 +76,7 @@ def test_a_model_that_cuts_pictures_into_tiles_is_exported_without_and_says_so(w
 
 def test_what_cannot_be_exported_is_said_in_a_line(tmp_path, tiny, monkeypatch):
     params = load_params()
-    assert export.unavailable(params) is None
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "xllamacpp" else True)
-    assert "the package xllamacpp is not installed" in export.unavailable(params)
+    export.require_exportable(params)
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)  # as if it were not installed
+    with pytest.raises(NotExportable, match=r"the package xllamacpp cannot be imported \("):
+        export.require_exportable(params)

@@ -8,7 +8,7 @@ from tests.vlm.edge import lfm2_vl
 from vlm.config.params import load_params
 from vlm.data import dataset
 from vlm.edge import gguf_files, merging, verification
-from vlm.edge.classifier import Classifier
+from vlm.edge.classifier import Classifier, NotExportable
 from vlm.evaluation import batching
 from vlm.models import loading
 
@@ -41,26 +41,26 @@ def test_a_faithful_export_passes(checked):
 
 @pytest.mark.parametrize("limits", [(64, 256), (8, 9), (4, 8)])
 def test_other_limits_of_image_tokens_are_noticed(limits, checked):
-    with pytest.raises(RuntimeError, match=r"picture 1 of 3: llama.cpp's prompt has \d+ tokens, PyTorch's \d+"):
+    with pytest.raises(NotExportable, match=r"picture 1 of 3: llama.cpp's prompt has \d+ tokens, PyTorch's \d+"):
         checked(image={"min_tokens": limits[0], "max_tokens": limits[1]})
 
 
 def test_a_doubled_bos_is_noticed(checked, exported):
     before = Classifier.load(exported).prompt.before
-    with pytest.raises(RuntimeError, match="prompt has 150 tokens, PyTorch's 149"):
+    with pytest.raises(NotExportable, match="prompt has 150 tokens, PyTorch's 149"):
         checked(prompt={"before": "<|startoftext|>" + before})
 
 
 def test_changed_tokens_of_an_answer_are_noticed(checked, exported):
     answers = [list(ids) for ids in Classifier.load(exported).tokens.answers]
     answers[4][-2] += 1
-    with pytest.raises(RuntimeError, match=r"Bentley.* has the tokens .*, and should have"):
+    with pytest.raises(NotExportable, match=r"Bentley.* has the tokens .*, and should have"):
         checked(tokens={"answers": tuple(map(tuple, answers))})
 
 
 def test_other_probabilities_are_noticed(checked):
     expected = checked.expected[:, ::-1]
-    with pytest.raises(RuntimeError, match=r"picture 1 of 3: llama.cpp's answer is '.*' \(0.*\), PyTorch's '.*' \(0"):
+    with pytest.raises(NotExportable, match=r"picture 1 of 3: llama.cpp's answer is '.*' \(0.*\), PyTorch's '.*' \(0"):
         checked(expected=expected)
 
 
@@ -78,5 +78,5 @@ def test_a_wrong_pre_tokenizer_is_noticed(task, at_root, tmp_path):
     content = (folder / "model.gguf").read_bytes()
     assert content.count(key + b"lfm2") == 1
     (folder / "model.gguf").write_bytes(content.replace(key + b"lfm2", key + b"olmo"))
-    with pytest.raises(RuntimeError, match=r"llama.cpp makes other tokens of"):
+    with pytest.raises(NotExportable, match=r"llama.cpp makes other tokens of"):
         verification.verify(folder, processor, task, [], nothing)
