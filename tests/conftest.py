@@ -9,9 +9,12 @@ import torch
 from hypothesis import settings
 
 from vlm.config.models import load_model
-from vlm.config.params import FinetuneParams, ImageParams, LearningRateScale, LoraParams
+from vlm.config.params import FinetuneParams, ImageParams, LearningRateScale, LoraParams, load_params
 from vlm.config.task import load_task
 from vlm.data import dataset
+from vlm.edge import gguf_files
+from vlm.edge.classifier import Classifier
+from vlm.models import loading
 from vlm.sources import badges
 
 ROOT = Path(__file__).parents[1]
@@ -102,3 +105,16 @@ def no_memory_for():
             hook.remove()
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A folder with the base model `tiny` at F16 and its classifier.json, for car_badges."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        params = load_params()
+        gguf_files.write(Path(params.model.id), folder, "F16", "F16")
+        processor = loading.load_processor(params.model, params.image)
+        Classifier.of(params, processor, "0" * 64).with_files(folder, ("F16", "F16")).save(folder)
+    return folder

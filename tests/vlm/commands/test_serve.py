@@ -15,32 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.config.params import load_params
-from vlm.edge import gguf_files
 from vlm.edge.classifier import Classifier
 from vlm.edge.llama import Llama
-from vlm.models import loading
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "vlm", "serve"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """models/tiny, exported without a fine-tune."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        folder, params = tmp_path_factory.mktemp("edge"), load_params()
-        gguf_files.write(Path("models/tiny"), folder, "F16", "F16")
-        processor = loading.load_processor(params.model, params.image)
-        Classifier.of(params, processor, "0" * 64).with_files(folder, ("F16", "F16")).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder):
+def server(exported):
     """(process, port) of a server that is stopped with Ctrl-C at the end."""
-    command = [*COMMAND, str(folder), "--port", "0", "--threads", "1"]
+    command = [*COMMAND, str(exported), "--port", "0", "--threads", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
@@ -84,11 +69,11 @@ def form(data: bytes, field: str = 'name="picture"; filename="photo.png"') -> tu
     return head + data + b"\r\n--border--\r\n", {"Content-Type": "multipart/form-data; boundary=border"}
 
 
-def test_a_picture_gets_the_classifiers_answer(server, folder):
+def test_a_picture_gets_the_classifiers_answer(server, exported):
     image, upright = picture()
-    with Llama(folder, threads=1) as llama:
+    with Llama(exported, threads=1) as llama:
         expected = llama.posterior(image)
-    labels = Classifier.load(folder).labels
+    labels = Classifier.load(exported).labels
     best = np.argsort(-expected)[:5]
     turned = picture(orientation=6)[1]
     for body, headers in ((upright, {}), (turned, {"Content-Type": "image/png"}), form(upright)):
@@ -144,7 +129,7 @@ def test_ctrl_c_stops_it_without_a_word(server):
     assert (process.returncode, output, errors) == (0, "", "")
 
 
-def test_what_keeps_it_from_starting_is_a_line(tmp_path, folder):
+def test_what_keeps_it_from_starting_is_a_line(tmp_path, exported):
     def run(*arguments):
         return subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
 
@@ -153,7 +138,7 @@ def test_what_keeps_it_from_starting_is_a_line(tmp_path, folder):
     assert re.fullmatch(r"error: .*/classifier\.json: cannot be read; .*\n", done.stderr)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        done = run(folder, "--port", port)
+        done = run(exported, "--port", port)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         f"error: --host 127.0.0.1 --port {port}: cannot be listened on: address already in use; choose others\n"

@@ -3,6 +3,7 @@
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,25 +14,19 @@ import tree_sitter_swift
 from PIL import Image
 from tree_sitter import Language, Parser
 
-from vlm.config.params import load_params
-from vlm.edge import card, gguf_files, resizing, swift
+from vlm.edge import card, resizing, swift
 from vlm.edge.classifier import Classifier
 from vlm.edge.llama import Llama
-from vlm.models import loading
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """models/tiny, exported without a fine-tune, with its README, and two pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        folder, params = tmp_path_factory.mktemp("edge"), load_params()
-        gguf_files.write(Path("models/tiny"), folder, "F16", "F16")
-        processor = loading.load_processor(params.model, params.image)
-        classifier = Classifier.of(params, processor, "0" * 64).with_files(folder, ("F16", "F16"))
-    classifier.save(folder)
+def folder(exported, tmp_path_factory) -> Path:
+    """models/tiny, exported without a fine-tune, with its README, and three pictures."""
+    folder = tmp_path_factory.mktemp("edge")
+    shutil.copytree(exported, folder, dirs_exist_ok=True)
+    classifier = Classifier.load(folder)
     (folder / "labels.gbnf").write_text(classifier.grammar(), encoding="utf-8")
     (folder / "README.md").write_text(card.text(classifier), encoding="utf-8")
     rng = np.random.default_rng(0)
