@@ -20,10 +20,9 @@ sweep: .venv/ready          ## an experiment with each of MODELS on TASK, one af
 	$(UV) run --no-sync dvc queue start --jobs 1
 	$(UV) run --no-sync dvc queue status
 
-# In DVC's copies of the repository, so that the results here stay as they are. The test rows are the same for all sizes.
-SIZES := 100 200 400 800 1600
-learning-curve: .venv/ready  ## an experiment for each of SIZES, the training rows, then a chart of accuracy against them
-	for size in $(SIZES); do $(UV) run --no-sync dvc exp run --temp -S prepare.train=$$size || exit 1; done
+# What is finished is kept in the user's cache directory: stop it when you like, and type the same to continue.
+learning-curve: .venv/ready  ## what to do with N labelled pictures: the accuracy of six methods against N, and a chart
+	$(UV) run --no-sync dvc repro prepare
 	$(UV) run --no-sync python -m vlm learning-curve
 
 test: .venv/ready           ## the tests, a few minutes

@@ -1,33 +1,37 @@
 """What makes fine-tuning better: the reference's recipe compared with ours, `python -m benchmarks.recipe`.
 
-Every row trains the tiny model on the same car_badges for the same number of samples, with three seeds, and is scored
-on the same test photos: structured (the most probable of the task's JSON answers), raw strict (free text that is a
-label or the answer JSON) and raw JSON (free text that is exactly the answer JSON). Rows that are trained on bare
-labels are also scored on bare labels, structured, which shows what they have learned apart from the form.
+Every row trains on the same car_badges for the same number of samples, with three seeds, and is scored on the same test
+photos: structured (the most probable of the task's JSON answers), the same with the label prior corrected (method
+batch, estimated from training photos without their labels), raw strict (free text that is a label or the answer JSON)
+and raw JSON (free text that is exactly the answer JSON). Rows that are trained on bare labels are also scored on bare
+labels, structured, which shows what they have learned apart from the form.
 
-Renders its own photos (seed 23) into --work. A row and seed that is already in --output is not trained again: after an
-interruption, run the same command; to start over, delete the file. Several processes may run at once, each with its own
---only. Writes the JSON file and a table next to it (.md).
+Renders its own photos (seed 23) into --work, at the task's severity or at --severity. A row and seed that is already in
+--output is not trained again: after an interruption, run the same command; to start over, delete the file. Several
+processes may run at once, each with its own --only. Writes the JSON file and a page next to it (.md) with all
+severities in the file.
 """
 
 import argparse
-import dataclasses
 import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import platformdirs
 import torch
 from peft import PeftModel
 
-from benchmarks import reference
+from benchmarks import recipe_page, reference
+from benchmarks.recipe_rows import VARIANTS, Variant
+from models import prompt_tiny
 from vlm.config.events import Event
 from vlm.config.params import Params, PrepareParams, load_params
 from vlm.config.task import Task
 from vlm.evaluation import Evaluation
-from vlm.evaluation.intervals import wilson
 from vlm.models import loading
 from vlm.sources import preparation
 from vlm.training import lora
@@ -35,57 +39,6 @@ from vlm.training.job import FineTuning
 
 SEED_OF_DATA = 23
 VALIDATION = 160
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A row of the table: `recipe` is reference, ours or none; the other fields are the changes to it."""
-
-    name: str
-    what: str
-    recipe: str
-    learning_rate: float | None = None  # None: the model file's
-    bare: bool = False  # trains the bare label
-    targets: str | None = None  # LoRA targets of ours; None: params.yaml's
-    everything: bool = False  # loss on every token in ours
-
-
-# The names in reference.TARGETS that the model has, because our own job refuses the others
-EXISTING = r"^.*\.(q_proj|v_proj|fc1|fc2)$"
-VARIANTS = [
-    Variant("untrained", "the model before fine-tuning", "none"),
-    Variant(
-        "reference, 0.0005",
-        "the reference's recipe (benchmarks/reference.py) and learning rate",
-        "reference",
-        reference.LEARNING_RATE,
-        bare=True,
-    ),
-    Variant("reference, 0.0001", "the same with a smaller learning rate", "reference", 0.0001, bare=True),
-    Variant("reference, 0.006", "the same with the model file's learning rate", "reference", 0.006, bare=True),
-    Variant("ours", "`FineTuning` with the settings in params.yaml", "ours"),
-    Variant(
-        "ours, loss on everything", "ours with the loss on prompt and image placeholders, too", "ours", everything=True
-    ),
-    Variant(
-        "ours, loss on everything, 0.0005",
-        "the same with the learning rate of reference, 0.0005",
-        "ours",
-        reference.LEARNING_RATE,
-        everything=True,
-    ),
-    Variant(
-        "ours, reference's targets", "ours with LoRA on the reference's targets that exist", "ours", targets=EXISTING
-    ),
-    Variant("ours, bare answers", "ours, trained on bare labels and scored on JSON", "ours", bare=True),
-    Variant(
-        "ours, reference's targets, bare answers",
-        "both: the reference's recipe with the loss on the answer and the model file's learning rate",
-        "ours",
-        bare=True,
-        targets=EXISTING,
-    ),
-]
 
 
 class LossOnEverything(FineTuning):
@@ -102,6 +55,9 @@ class LossOnEverything(FineTuning):
             return batch
 
         made.data_collator = everything
+        # The loss on validation is divided by the supervised tokens of an average sample.
+        batch = next(iter(made.get_eval_dataloader()))
+        made.answer_tokens = float((batch["labels"] != -100).sum()) / len(batch["labels"])
         return made
 
 
@@ -110,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=800, help="training photos")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--test", type=int, default=600, help="test photos")
+    parser.add_argument("--severity", type=float, help="how hard the photos are, 0 to 1; default: the task's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     names = [variant.name for variant in VARIANTS]
@@ -121,37 +78,60 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     params = load_params()
-    params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"epochs": options.epochs})})
+    source = params.task.source.badges
+    severity = source.severity if options.severity is None else options.severity
+    source = params.task.source.model_copy(update={"badges": source.model_copy(update={"severity": severity})})
+    changes = {
+        "task": params.task.model_copy(update={"source": source}),
+        "finetune": params.finetune.model_copy(update={"epochs": options.epochs}),
+    }
+    params = params.model_copy(update=changes)
     # The number of threads changes how sums are rounded.
     size = {"rows": options.rows, "epochs": options.epochs, "test": options.test, "threads": options.threads}
-    work = options.work / "-".join(str(number) for number in size.values())
+    work = options.work / "-".join(str(number) for number in (*size.values(), severity))
     data = render(params.task, options.rows, options.test, work / "data")
     for seed in range(options.seeds):
         for variant in VARIANTS:
             if variant.name not in options.only or (variant.recipe == "none" and seed):
                 continue
-            if any((row["variant"], row["seed"]) == (variant.name, seed) for row in finished(options.output, size)):
+            wanted = {"variant": variant.name, "seed": seed, "severity": severity}
+            if any(row | wanted == row for row in finished(options.output, size)):
                 continue
             began = time.perf_counter()
             directory = work / f"{VARIANTS.index(variant)}-{seed}"
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
-            adapter, trained = train(variant, params, data, seed, directory)
-            scores = score(variant, params, data, adapter, directory)
+            start = prompt_trained(params, options.work / "prompt-trained") if variant.prompted else params
+            adapter, trained = train(variant, start, data, seed, directory)
+            scores = score(variant, start, data, adapter, directory)
             done = finished(options.output, size)  # read again, because another process may have added rows
-            done.append({"variant": variant.name, "seed": seed, **size, **trained, **scores})
-            done.sort(key=lambda row: (names.index(row["variant"]), row["seed"]))
+            done.append(wanted | size | trained | scores)
+            done.sort(key=lambda row: (row["severity"], names.index(row["variant"]), row["seed"]))
             write(options.output, json.dumps(done, indent=2) + "\n")
-            write(options.output.with_suffix(".md"), table(done, len(params.task.labels)))
+            write(options.output.with_suffix(".md"), page(done, params.task))
             shutil.rmtree(directory)
             print(
                 f"{variant.name}, seed {seed}: structured {scores['structured']:.3f}, "
+                f"label prior corrected {scores['structured_prior']:.3f}, "
                 f"raw strict {scores['raw_strict']:.3f}, {time.perf_counter() - began:.0f} s",
                 flush=True,
             )
-    page = table(finished(options.output, size), len(params.task.labels))
-    write(options.output.with_suffix(".md"), page)
-    print(page)
+    done = finished(options.output, size)
+    write(options.output.with_suffix(".md"), page(done, params.task))
+    print(page(done, params.task))
+
+
+def page(done: list[dict], task: Task) -> str:
+    return recipe_page.page(done, len(task.labels), VALIDATION)
+
+
+def prompt_trained(params: Params, folder: Path) -> Params:
+    """The parameters with the model of models/prompt_tiny.py, which is trained if it is not in `folder`."""
+    if not (folder / "model.safetensors").exists():
+        unfinished = folder.with_name(f"{folder.name}.part")
+        prompt_tiny.train(unfinished, prompt_tiny.Settings())
+        unfinished.replace(folder)
+    return params.model_copy(update={"model": params.model.model_copy(update={"id": str(folder), "revision": None})})
 
 
 def finished(output: Path, size: dict[str, int]) -> list[dict]:
@@ -198,7 +178,7 @@ def train(
 def ours(
     variant: Variant, params: Params, task: Task, data: dict[str, str], seed: int, directory: Path
 ) -> dict[str, int]:
-    finetune = params.finetune.model_copy(update={"learning_rate": variant.learning_rate})
+    finetune = params.finetune.model_copy(update={"learning_rate": variant.learning_rate, **variant.finetune})
     if variant.targets:
         knobs = finetune.lora.model_copy(update={"modules": variant.targets})
         finetune = finetune.model_copy(update={"lora": knobs})
@@ -229,9 +209,9 @@ def trainable(wrapped: PeftModel) -> dict[str, int]:
 def score(
     variant: Variant, params: Params, data: dict[str, str], adapter: str | None, directory: Path
 ) -> dict[str, float]:
-    """Accuracies of an adapter: structured on validation and test, raw on test."""
+    """Accuracies of an adapter: structured on validation and test, with the label prior corrected too, raw on test."""
 
-    def predictions(kind: str, split: str, task: Task) -> pd.DataFrame:
+    def predictions(kind: str, split: str, task: Task, **changes: Any) -> pd.DataFrame:
         folder = directory / f"{kind}-{split}-{task.answer_form}"
         folder.mkdir()
         Evaluation(
@@ -243,13 +223,19 @@ def score(
             raw_tokens=params.evaluation.max_new_tokens if kind == "raw" else None,
             engine="posterior" if kind == "structured" else None,
             adapter=adapter,
+            **changes,
         ).run(folder, quiet)
         return pd.read_parquet(folder / f"{kind}.parquet")
 
     raw = predictions("raw", "test", params.task)
     as_json = raw["text"].str.strip() == [params.task.answer(label) for label in raw["label"]]
+    samples = params.structured_eval.prior_samples
+    prior = {"prior": "batch", "prior_samples": samples, "train": data["train"], "seed": SEED_OF_DATA}
+    structured = predictions("structured", "test", params.task, **prior)
+    plain = np.stack(structured["plain_probabilities"].to_list()).argmax(1)
     scores = {
-        "structured": accuracy(predictions("structured", "test", params.task)),
+        "structured": float((structured["label"] == np.array(params.task.labels)[plain]).mean()),
+        "structured_prior": accuracy(structured),
         "raw_strict": accuracy(raw),
         "raw_json": float(as_json.mean()),
         "validation": accuracy(predictions("structured", "validation", params.task)),
@@ -265,67 +251,6 @@ def accuracy(predictions: pd.DataFrame) -> float:
 
 def bare_task(task: Task) -> Task:
     return task.model_copy(update={"answer_form": "label"})
-
-
-def table(done: list[dict], labels: int) -> str:
-    """The results as a page of Markdown."""
-    size = done[0]
-    seen = size["rows"] * size["epochs"]
-    names = [v.name for v in VARIANTS if any(row["variant"] == v.name for row in done)]
-    rows = {name: [row for row in done if row["variant"] == name] for name in names}
-    seeds = max(len(found) for found in rows.values())
-    lines = [
-        "# What makes fine-tuning better",
-        "",
-        f"`python -m benchmarks.recipe --rows {size['rows']} --epochs {size['epochs']} --test {size['test']} "
-        f"--seeds {seeds} --threads {size['threads']}` wrote this page and recipe.json, which has all of its numbers.",
-        "",
-        f"The tiny model on car_badges ({labels} makers): {size['rows']} training photos x {size['epochs']} epochs = "
-        f"{seen:,} samples seen in each row, LoRA rank, alpha and dropout of params.yaml, {size['test']} test photos. "
-        "In parentheses: the 95 % Wilson interval for one seed. The rows are:",
-        "",
-        *[f"- **{v.name}**: {v.what}" for v in VARIANTS if v.name in names],
-        "",
-        f"The reference's list of LoRA targets is {', '.join(f'`{name}`' for name in reference.TARGETS)}; this model "
-        "has the first four. The reference is trained on bare labels and scored on JSON, as in the tutorial. It runs "
-        "here without gradient checkpointing, which changes its time but not its gradients. Its result is its last "
-        f"weights; ours is the best checkpoint on {VALIDATION} validation photos. Use the validation column to choose "
-        "a learning rate.",
-        "",
-        "Note that tiny was pretrained on answers only: every token of the prompt is new to it, and a loss on all "
-        "tokens is mostly about memorising the prompt. A model that was pretrained on running text has less to lose.",
-    ]
-    for metric, title in (
-        ("structured", "Structured: the most probable answer"),
-        ("raw_strict", "Raw, strict: free text"),
-    ):
-        lines += ["", f"## {title}", "", f"| | {' | '.join(f'seed {s}' for s in range(seeds))} | mean |"]
-        lines.append("| --- |" + " --- |" * (seeds + 1))
-        for name, found in rows.items():
-            cells = [with_interval(row[metric], size["test"]) for row in found]
-            cells += [""] * (seeds - len(cells))
-            lines.append(f"| {name} | {' | '.join(cells)} | **{mean(found, metric)}** |")
-    lines += [
-        *["", "## Means over seeds, %", ""],
-        "| | structured | structured, bare labels | raw strict | raw JSON | validation, structured | "
-        "LoRA parameters: language | projector | vision |",
-        "| --- |" + " --- |" * 8,
-    ]
-    for name, found in rows.items():
-        bare = mean(found, "structured_bare") if "structured_bare" in found[0] else ""
-        cells = [mean(found, "structured"), bare, *(mean(found, m) for m in ("raw_strict", "raw_json", "validation"))]
-        cells += [f"{found[0][part]:,}" for part in lora.PARTS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def with_interval(fraction: float, n: int) -> str:
-    low, high = wilson(round(fraction * n), n)
-    return f"{fraction:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
-
-
-def mean(found: list[dict], metric: str) -> str:
-    return f"{sum(row[metric] for row in found) / len(found) * 100:.1f}"
 
 
 def write(path: Path, text: str) -> None:

@@ -55,15 +55,16 @@ class Classifier {
    */
   async classify(picture) {
     const began = performance.now();
-    const { image, labels } = this.description;
+    const { image, labels, offsets } = this.description;
     const [width, height] = target(picture.width, picture.height, image);
     const file = bmp(resized(picture, [width, height], image.resample));
     const tokens = (width * height) / image.multiple ** 2;
     let passes = 0;
-    const probabilities = await posterior(this._root, labels.length, (node) => {
+    const ask = (node) => {
       passes++;
       return this._ask(file, tokens, node);
-    });
+    };
+    const probabilities = await posterior(this._root, labels.length, ask, offsets);
     return { probabilities, passes, milliseconds: performance.now() - began };
   }
 

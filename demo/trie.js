@@ -1,4 +1,5 @@
-// The labels' probabilities from the trie of their answers' tokens: vlm/evaluation/posterior.py says what is computed.
+// The labels' probabilities from the trie of their answers' tokens: vlm/evaluation/posterior.py says what is computed,
+// and vlm/evaluation/prior.py how the label prior is corrected.
 
 const NEGLIGIBLE = 1e-6;
 
@@ -22,20 +23,30 @@ export function trie(sequences, labels = sequences.map((_, i) => i), depth = 0) 
 
 /**
  * The probability of each of `count` labels: the product of the probabilities along its path. `ask(node)` resolves to
- * Map(token -> probability) over a node's children. A node that is reached with a probability below 1e-6 is not asked:
- * the labels below it share its probability equally.
+ * Map(token -> probability) over a node's children. A node that is reached with a probability below 1e-6, or below what
+ * `offsets` could raise to that, is not asked: the labels below it share its probability equally. With `offsets`, one a
+ * label, the probabilities become proportional to themselves times exp(offset).
  */
-export async function posterior(root, count, ask) {
+export async function posterior(root, count, ask, offsets = []) {
+  const smallest = Math.min(...offsets);
+  const gain = (labels) => (offsets.length ? Math.exp(Math.max(...labels.map((label) => offsets[label])) - smallest) : 1);
   const probabilities = new Array(count).fill(0);
   const open = [[root, 1]];
   while (open.length) {
     const [node, reached] = open.pop();
-    if (node.labels.length === 1 || reached < NEGLIGIBLE) {
+    if (node.labels.length === 1 || reached * gain(node.labels) < NEGLIGIBLE) {
       for (const label of node.labels) probabilities[label] = reached / node.labels.length;
       continue;
     }
     const next = await ask(node);
     for (const [token, child] of node.children) open.push([child, reached * (next.get(token) ?? 0)]);
   }
-  return probabilities;
+  return offsets.length ? corrected(probabilities, offsets) : probabilities;
+}
+
+function corrected(probabilities, offsets) {
+  const largest = Math.max(...offsets);
+  const weights = probabilities.map((probability, label) => probability * Math.exp(offsets[label] - largest));
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return weights.map((weight) => weight / total);
 }

@@ -1,16 +1,12 @@
-"""compare: what fine-tuning gains over the base model and over the probes, and all accuracies in one chart."""
+"""compare: what correcting the label prior and what fine-tuning gain, and all accuracies in one chart."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlm.config.errors import reported
-from vlm.data import json_files, predictions
+from vlm.data import json_files
 from vlm.evaluation.intervals import wilson
-from vlm.measuring import charts
+from vlm.measuring import Predictions, charts
 from vlm.measuring.comparison import compare
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BASELINES = {"majority": "majority\nclass", "probe_nearest": "nearest\nneighbours", "probe_linear": "linear\nprobe"}
 # By name: what details.json and the stage's line call them
@@ -18,9 +14,11 @@ PROBES = {
     "probe_nearest": ("over_nearest", "nearest neighbours on frozen vision features"),
     "probe_linear": ("over_probe", "a linear probe on frozen vision features"),
 }
+PLAIN = "plain"  # structured_eval before its label prior was corrected, if it was
 STEPS = {
     "baseline_eval": "raw",
-    "structured_eval": "structured",
+    PLAIN: "structured",
+    "structured_eval": "structured,\nprior corrected",
     "final_eval_raw": "fine-tuned,\nraw",
     "final_eval": "fine-tuned,\nstructured",
     "edge_eval": "exported,\nllama.cpp",
@@ -29,35 +27,48 @@ _SIGNIFICANT = 0.05  # a p-value from which on two models cannot be told apart
 
 
 def main() -> None:
-    answers = {name: predictions.read(name) for name in [*BASELINES, *STEPS]}
+    answers = {name: Predictions.load(name) for name in [*BASELINES, *STEPS] if name != PLAIN}
+    titles = BASELINES | STEPS
+    answers[PLAIN] = answers["structured_eval"].plain()
+    if answers[PLAIN] is answers["structured_eval"]:
+        del answers[PLAIN]
+        titles["structured_eval"] = STEPS[PLAIN]
     # Probes of a model that gives no vision features, and the export of a model that llama.cpp does not run
     for name in (*PROBES, "edge_eval"):
         if "unavailable" in json_files.read(f"predictions/{name}.json"):
             del answers[name]
-    found = compare(answers["structured_eval"], answers["final_eval"])
+    found = compare(answers["structured_eval"].frame, answers["final_eval"].frame)
     details = dict(found)
-    line = (
-        f"fine-tuning gains {_points(found)}: {found['gained']} gained, {found['lost']} lost, "
-        f"McNemar p {_formatted(found['mcnemar_p'])}"
-    )
+    line = _gain("fine-tuning", found)
+    if PLAIN in answers:
+        of_prior = compare(answers[PLAIN].frame, answers["structured_eval"].frame)
+        details |= {f"prior_{key}": value for key, value in of_prior.items()}
+        line = f"{_gain('correcting the label prior', of_prior)}; {line}"
     over = {}
     for name, (prefix, _) in PROBES.items():
         if name not in answers:
             continue
-        over[name] = compare(answers[name], answers["final_eval"])
+        over[name] = compare(answers[name].frame, answers["final_eval"].frame)
         details |= {f"{prefix}_{key}": value for key, value in over[name].items()}
     if over:
         best = min(over, key=lambda name: over[name]["gain"])
         line = _with_probe(line, PROBES[best][1], over[best])
     json_files.write("metrics/compare.json", {name: found[name] for name in ("gain", "gain_low", "gain_high")})
     json_files.write("plots/compare/details.json", details)
-    bars = {name: _bar(name, answers[name]) for name in answers}
+    bars = {name: _bar(titles[name], answers[name]) for name in answers}
     charts.accuracy(
         Path("plots/compare/accuracy.png"),
         [bars[name] for name in STEPS if name in bars],
         [bars[name] for name in BASELINES if name in bars],
     )
     print(f"compare: {line}")
+
+
+def _gain(step: str, found: dict[str, float | int]) -> str:
+    return (
+        f"{step} gains {_points(found)}: {found['gained']} gained, {found['lost']} lost, "
+        f"McNemar p {_formatted(found['mcnemar_p'])}"
+    )
 
 
 def _with_probe(line: str, probe: str, over: dict[str, float | int]) -> str:
@@ -78,9 +89,9 @@ def _points(found: dict[str, float | int]) -> str:
     return f"{gain:.1f} points ({low:.1f} to {high:.1f})"
 
 
-def _bar(name: str, answers: "pd.DataFrame") -> charts.Bar:
-    right, n = int((answers["label"] == answers["predicted"]).sum()), len(answers)
-    return (BASELINES | STEPS)[name], right / n, *wilson(right, n)
+def _bar(title: str, answers: Predictions) -> charts.Bar:
+    right, n = int(answers.frame["right"].sum()), len(answers.frame)
+    return title, right / n, *wilson(right, n)
 
 
 def _formatted(p: float) -> str:

@@ -1,4 +1,4 @@
-"""finetune: a LoRA adapter, trained on the task's own prompt and answers."""
+"""finetune: a LoRA adapter or a whole model, trained on the task's own prompt and answers."""
 
 from vlm import compute
 from vlm.config import load_params, pins

@@ -22,8 +22,7 @@ def main() -> None:
         report = preparation.prepare(params.task, params.prepare, params.seed, Path("data"), emit)
     seconds = time.perf_counter() - started
 
-    metrics = {"rows": report.total, "test_changed": report.test_changed}
-    json_files.write("metrics/prepare.json", metrics)
+    json_files.write("metrics/prepare.json", {"test_changed": report.test_changed})
     json_files.write("plots/prepare/details.json", report.details())
     write_skipped(Path("plots/prepare/skipped.csv"), report)
     runtime = {

@@ -55,9 +55,12 @@ def image_params():
 def finetune_params():
     lora = LoraParams(modules="language+projector", r=4, alpha=8, dropout=0.1, rslora=False, dora=False, bias="none")
     return FinetuneParams(
+        method="lora",
+        loss="tokens",
         epochs=1,
         learning_rate=None,
         lr_scale=LearningRateScale(language=1.0, projector=1.0, vision=1.0),
+        optimizer="adamw",
         batch_size=4,
         micro_batch=None,
         gradient_checkpointing="auto",

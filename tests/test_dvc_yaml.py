@@ -10,6 +10,7 @@ from vlm.config.yaml_files import read_yaml
 from vlm.edge.answers import EdgeEvaluation
 from vlm.evaluation import Evaluation
 from vlm.probing import FeatureExtraction
+from vlm.prompting import PromptSearch
 from vlm.robustness import Robustness
 from vlm.training import FineTuning
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 # The rooms of vlm, from the top down: imports point down this list only.
 ROOMS = """
-    commands report audit measuring compute edge robustness probing training evaluation models sources data config
+    commands report audit measuring compute edge robustness probing prompting training evaluation models sources data config
 """.split()
 
 
@@ -72,7 +73,7 @@ def test_a_stage_depends_on_exactly_the_packages_that_it_imports(stage):
     assert code == expected | {f"stages/{stage}.py"}
 
 
-@pytest.mark.parametrize("job", [Evaluation, FineTuning, FeatureExtraction, Robustness, EdgeEvaluation])
+@pytest.mark.parametrize("job", [Evaluation, FineTuning, FeatureExtraction, PromptSearch, Robustness, EdgeEvaluation])
 def test_a_jobs_key_depends_on_exactly_the_packages_that_it_imports(job):
     own = [ROOT.joinpath(*job.__module__.split(".")).with_suffix(".py")]
     assert set(job.PACKAGES) == rooms_behind(own)

@@ -15,7 +15,7 @@ SMALLEST = {
     "batch_size: 32": "batch_size: 8",
     "max_new_tokens: 32": "max_new_tokens: 4",
     "outlines_samples: 64": "outlines_samples: 2",
-    "epochs: 2": "epochs: 1",
+    "epochs: null": "epochs: 1",
     "batch_size: 16 ": "batch_size: 8 ",
     "eval_steps: 50": "eval_steps: 2",
     "eval_samples: 160": "eval_samples: 8",

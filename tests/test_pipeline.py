@@ -29,7 +29,7 @@ MICRO = {
     "test: 600": "test: 40",
     "batch_size: 32": "batch_size: 16",
     "max_new_tokens: 32": "max_new_tokens: 8",
-    "epochs: 2": "epochs: 1",
+    "epochs: null": "epochs: 1",
     "batch_size: 16 ": "batch_size: 4 ",
     "eval_steps: 50": "eval_steps: 10",
 }
@@ -141,9 +141,13 @@ def test_every_stage_leaves_its_results_and_says_them_in_a_line(tmp_path_factory
     lines = clone.run("dvc", "repro").splitlines()
     metrics = {name: json.loads((clone.folder / f"metrics/{name}.json").read_text()) for name in METRICS}
     details = {name: json.loads((clone.folder / f"plots/{name}/details.json").read_text()) for name in METRICS}
-    assert metrics["prepare"] == {"rows": 216, "test_changed": 0}
-    assert all(set(metrics[name]) == {"accuracy"} for name in (*BASELINES, *MEASURED, "edge_eval"))
-    assert set(metrics["edge"]) == {"mb", "changed"}
+    assert metrics["prepare"] == {"test_changed": 0}
+    correctable = {"structured_eval", "final_eval"}
+    assert all(set(metrics[name]) == {"accuracy", "plain_accuracy"} for name in correctable)
+    assert all(set(metrics[name]) == {"accuracy"} for name in {*BASELINES, *MEASURED, "edge_eval"} - correctable)
+    assert details["structured_eval"]["prior"]["samples"] == 160
+    assert metrics["final_eval"]["accuracy"] == metrics["final_eval"]["plain_accuracy"]
+    assert set(metrics["edge"]) == {"changed"}
     assert details["edge"]["largest_change"] < 0.2
     assert {"low", "high", "valid", "lenient_accuracy"} < set(details["final_eval_raw"])
     assert {"low", "high", "macro_f1", "log_loss", "ece"} < set(details["final_eval"])

@@ -19,6 +19,7 @@ from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.edge import gguf_files, merging, resizing
 from vlm.edge.classifier import Classifier, ImageLimits
+from vlm.evaluation import prior
 from vlm.models import loading
 from vlm.sources import badges, pictures
 
@@ -54,11 +55,11 @@ def weights(tmp_path_factory, at_root):
 def export(tmp_path_factory, tiny, weights):
     """export(task) writes the files of the demo's folder for a task."""
 
-    def write(task):
+    def write(task, offsets=()):
         _, processor, params = tiny
         folder = tmp_path_factory.mktemp("edge") / "files"
         shutil.copytree(weights, folder)
-        classifier = Classifier.of(params.model_copy(update={"task": task}), processor, "0" * 64)
+        classifier = Classifier.of(params.model_copy(update={"task": task}), processor, "0" * 64, offsets)
         classifier.with_files(folder, ("F16", "F16")).save(folder)
         return folder
 
@@ -152,6 +153,20 @@ def test_other_labels(labels, passes, export, photos, tiny, open_demo):
         found = shown(page)
         assert max(abs(found[label] - p) for label, p in zip(labels, expected, strict=True)) < 0.01, name
         assert re.search(rf"in {passes} through the model$", page.locator("#time").inner_text())
+
+
+def test_the_label_prior_is_corrected_as_pytorch_corrects_it(export, photos, tiny, open_demo):
+    task = tiny[2].task.model_copy(update={"labels": tuple(MODELS), "aliases": {}})
+    plain = posteriors(tiny, task, photos[:6])
+    offsets = (-np.log(plain.mean(0))).tolist()  # some labels are hardly ever the model's
+    corrected = prior.apply(plain, offsets)
+    assert (corrected.argmax(1) != plain.argmax(1)).any()
+    page = open_demo(export(task, offsets))
+    for (name, data), expected in zip(photos[:6], corrected, strict=True):
+        choose(page, name, data)
+        assert page.locator("#label").inner_text() == task.labels[expected.argmax()], name
+        found = shown(page)
+        assert max(abs(found[label] - p) for label, p in zip(task.labels, expected, strict=True)) < 0.01, name
 
 
 def test_pictures_are_resized_as_by_pillow(edge, open_demo):

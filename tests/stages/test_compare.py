@@ -1,10 +1,15 @@
 import json
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from stages import compare
+from vlm.config.task import load_task
 
+ROOT = Path(__file__).parents[2]
 NAMES = [
     "majority",
     "probe_nearest",
@@ -19,17 +24,27 @@ NAMES = [
 
 @pytest.fixture
 def compared(tmp_path, monkeypatch, capsys):
-    """compared(probe_linear=55) writes 100 answers of each name, of which so many are right, and returns the line."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "predictions").mkdir()
+    """compared(probe_linear=55) writes 100 answers of each name, of which so many are right, and returns the line.
 
-    def run(unavailable=(), **right):
+    With `plain`, structured_eval got so many right before its label prior was corrected.
+    """
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    Path("predictions").mkdir()
+    labels = load_task("car_badges").labels
+
+    def run(unavailable=(), plain=None, **right):
         for name in NAMES:
-            predicted = ["a" if i < right.get(name, 50) else "b" for i in range(100)]
-            table = pd.DataFrame({"id": [str(i) for i in range(100)], "label": "a", "predicted": predicted})
-            table.to_parquet(tmp_path / "predictions" / f"{name}.parquet")
+            predicted = [labels[i >= right.get(name, 50)] for i in range(100)]
+            table = pd.DataFrame({"id": [str(i) for i in range(100)], "label": labels[0], "predicted": predicted})
+            table = table.assign(probabilities=None, plain_probabilities=None)
+            if name == "structured_eval" and plain is not None:
+                before = np.eye(len(labels))[[int(i >= plain) for i in range(100)]]
+                table = table.assign(probabilities=list(before), plain_probabilities=list(before))
+            table.to_parquet(f"predictions/{name}.parquet")
             values = {"unavailable": "no tower"} if name in unavailable else {}
-            (tmp_path / "predictions" / f"{name}.json").write_text(json.dumps(values))
+            Path(f"predictions/{name}.json").write_text(json.dumps(values))
         compare.main()
         return capsys.readouterr().out.strip()
 
@@ -84,3 +99,27 @@ def test_without_vision_features_nothing_is_said_about_a_probe(compared, tmp_pat
     line = compared(unavailable=("probe_nearest", "probe_linear"), final_eval=90, probe_linear=0)
     assert "probe" not in line
     assert not [name for name in details(tmp_path) if "over" in name]
+
+
+def test_what_correcting_the_label_prior_gains_comes_before_what_fine_tuning_gains(compared, tmp_path):
+    line = compared(plain=50, structured_eval=70, final_eval=90, probe_linear=60, probe_nearest=60)
+    assert line.startswith(
+        "compare: correcting the label prior gains 20.0 points (12.0 to 28.0): 20 gained, 0 lost, McNemar p = 1.9e-06; "
+        "fine-tuning gains 20.0 points (12.0 to 28.0): 20 gained, 0 lost, McNemar p = 1.9e-06; 30.0 points"
+    )
+    found = details(tmp_path)
+    assert (found["prior_gain"], found["prior_gained"], found["prior_lost"]) == (0.2, 20, 0)
+    assert (found["gain"], found["gained"]) == (0.2, 20)
+    assert json.loads((tmp_path / "metrics/compare.json").read_text())["gain"] == 0.2
+
+
+def test_without_a_correction_the_chart_has_no_bar_for_it(compared, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        compare.charts, "accuracy", lambda path, rows, baselines: drawn.append([name for name, *_ in rows])
+    )
+    line = compared()
+    assert "label prior" not in line
+    compared(plain=40)
+    rest = ["fine-tuned,\nraw", "fine-tuned,\nstructured", "exported,\nllama.cpp"]
+    assert drawn == [["raw", "structured", *rest], ["raw", "structured", "structured,\nprior corrected", *rest]]

@@ -1,5 +1,6 @@
 """`python -m vlm`: the program around the commands."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,16 @@ def test_an_unknown_command_is_a_line():
     assert done.returncode == 2
     assert "invalid choice: 'clasify'" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_it_ends_without_a_word_when_nobody_reads_its_output():
+    """As `python -m vlm plan | head` when head has seen enough."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "vlm", "plan"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_bad_input_of_a_command_is_a_line_and_exit_code_1():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vlm.audit import suspects
 from vlm.audit.suspects import KINDS, Suspect
+from vlm.config.decisions import load_decisions
 from vlm.config.events import Emit
-from vlm.config.task import Task, load_decisions
+from vlm.config.task import Task
 from vlm.data import json_files
 
 # Of two copies, the one in the later split is the suspect: test should stay as it is.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlm.config.task import Decisions
+from vlm.config.decisions import Decisions
 
 # The kinds, as messages name one and several of them. A picture that shows nothing has no other problem worth listing.
 KINDS = {

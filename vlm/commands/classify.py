@@ -1,4 +1,7 @@
-"""`python -m vlm classify photo.jpg --adapter models/adapter`: prints labels and probabilities for your pictures."""
+"""`python -m vlm classify photo.jpg --adapter models/adapter`: prints labels and probabilities for your pictures.
+
+If the evaluation of the same model and adapter corrected a label prior (vlm/evaluation/prior.py), so does this command.
+"""
 
 import argparse
 import json
@@ -15,6 +18,7 @@ from vlm.config.events import Emit, Event, Log
 from vlm.config.models import load_model
 from vlm.config.params import Params, load_params
 from vlm.config.task import load_task
+from vlm.evaluation import prior
 from vlm.models import loading, memory
 from vlm.sources import pictures
 
@@ -33,12 +37,17 @@ class Classification:
 
 
 def classify(
-    files: list[Path], params: Params, adapter: str | None = None, emit: Emit = lambda event: None
+    files: list[Path],
+    params: Params,
+    adapter: str | None = None,
+    emit: Emit = lambda event: None,
+    offsets: Sequence[float] | None = None,
 ) -> Iterator[Classification]:
     """Yields one classification for each file, in order.
 
-    Classifies evaluation.batch_size pictures at once, or fewer if memory is short. Raises InputError if the model
-    cannot be loaded, or if not even one picture fits into the device's memory.
+    `offsets` correct the label prior (prior.offsets); None: they are not corrected. Classifies evaluation.batch_size
+    pictures at once, or fewer if memory is short. Raises InputError if the model cannot be loaded, or if not even one
+    picture fits into the device's memory.
     """
     import torch
 
@@ -50,7 +59,8 @@ def classify(
     size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
 
     def ask(images: "Sequence[Image.Image]") -> "torch.Tensor":
-        return posterior(loading.to_device(loading.encode(processor, task, list(images)), loaded))
+        plain = posterior(loading.to_device(loading.encode(processor, task, list(images)), loaded))
+        return plain if offsets is None else torch.from_numpy(prior.apply(plain.numpy(), offsets))
 
     for start in range(0, len(files), size):
         batch = [(file, _read(file)) for file in files[start : start + size]]
@@ -73,6 +83,33 @@ def _read(file: Path) -> "Image.Image | str":
         return pictures.upright(pictures.read_file(file))
     except pictures.Unreadable as error:
         return str(error)
+
+
+def prior_offsets(chosen: str | None, params: Params, adapter: str | None, emit: Emit) -> list[float] | None:
+    """The offsets that correct the label prior, and a line about them; None without a correction.
+
+    `chosen` is --prior: "none", a file predictions/NAME.json, or None for that of the evaluation of this model, which
+    is skipped if it belongs to something else. Raises InputError if a chosen file has no prior that belongs here.
+    """
+    if chosen == "none":
+        return None
+    file = Path(chosen or f"predictions/{'final_eval' if adapter else 'structured_eval'}.json")
+    if chosen is None and not file.exists():
+        return None
+    entry = prior.read(file)
+    if entry is None:
+        if chosen is None:
+            return None
+        raise InputError(f"--prior: {file}: has no label prior; name another file, or none")
+    model = pins.resolved_model(params.model)
+    other = prior.mismatch(entry, params.task, model, adapter)
+    if other is not None and chosen is not None:
+        raise InputError(f"--prior: {file}: its label prior belongs to another {other}; name another file, or none")
+    if other is not None:
+        emit(Log(f"the label prior in {file} belongs to another {other}; the probabilities are not corrected"))
+        return None
+    emit(Log(f"the label prior in {file} is corrected; --prior none shows the model's own probabilities"))
+    return prior.offsets(entry)
 
 
 def find(paths: list[Path]) -> list[Path]:
@@ -99,6 +136,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="configs/models/NAME.yaml (default: params.yaml's)")
     parser.add_argument("--task", metavar="NAME", help="configs/tasks/NAME.yaml (default: params.yaml's)")
     parser.add_argument("--adapter", metavar="FOLDER", help="a fine-tuned adapter, e.g. models/adapter (default: none)")
+    parser.add_argument(
+        "--prior",
+        metavar="FILE",
+        help="none: the model's own probabilities; or a predictions/NAME.json whose label prior is corrected (default: "
+        "as in predictions/final_eval.json, without an adapter predictions/structured_eval.json)",
+    )
     parser.add_argument(
         "--top", type=int, default=3, metavar="N", help="how many labels to show for each picture (default: 3)"
     )
@@ -132,7 +175,9 @@ def main(arguments: argparse.Namespace) -> int:
         if isinstance(event, Log):
             print(event.text, file=sys.stderr)
 
-    for found in classify(files, params.model_copy(update=chosen), arguments.adapter, show):
+    params = params.model_copy(update=chosen)
+    offsets = prior_offsets(arguments.prior, params, arguments.adapter, show)
+    for found in classify(files, params, arguments.adapter, show, offsets):
         if found.error is not None:
             failed += 1
             print(f"error: {found.file}: {found.error}", file=sys.stderr)

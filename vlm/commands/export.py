@@ -1,6 +1,7 @@
 """`python -m vlm export FOLDER`: the stage export with other types or another adapter, into a folder of your own."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from vlm import evaluation
@@ -29,7 +30,15 @@ def main(arguments: argparse.Namespace) -> None:
     params = pins.resolved(load_params())
     export.require_exportable(params)
     types = (arguments.text or params.export.text, arguments.vision or params.export.vision)
+    adapter = arguments.adapter or params.final_eval.folder
+    of_final_eval = Path(adapter) == Path(params.final_eval.folder)
+    offsets = export.prior_offsets(params) if of_final_eval else []
+    if params.final_eval.prior != "none" and not of_final_eval:
+        print(
+            f"warning: {adapter}: exported without a correction of the label prior: final_eval estimated that of "
+            f"{params.final_eval.folder}",
+            file=sys.stderr,
+        )
     with ProgressBar() as emit:
-        adapter = arguments.adapter or params.final_eval.folder
-        found = export.export(params, adapter, evaluation.VALIDATION, arguments.output, types, emit=emit)
+        found = export.export(params, adapter, evaluation.VALIDATION, arguments.output, types, offsets, emit=emit)
     print(f"{arguments.output}: {found.summary}")

@@ -8,8 +8,10 @@ import argparse
 from pathlib import Path
 
 from vlm import evaluation
+from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.edge import merging
+from vlm.models import loading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    params, images = load_params(), merging.samples(evaluation.VALIDATION)
+    params = load_params()
     adapter = arguments.adapter or params.final_eval.folder
-    _, difference = merging.merge(params, adapter, arguments.output, images)
+    if loading.is_whole_model(adapter):
+        raise InputError(f"{adapter}: is already a whole model, so there is nothing to merge; copy the folder")
+    _, difference = merging.merge(params, adapter, arguments.output, merging.samples(evaluation.VALIDATION))
     print(f"{arguments.output}: merged; no probability differs from the adapter's by more than {difference:.1g}")

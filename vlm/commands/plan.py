@@ -26,8 +26,10 @@ from vlm.config import gpus
 from vlm.config.errors import InputError
 from vlm.config.params import Params, load_params
 from vlm.config.yaml_files import read_yaml
+from vlm.training import duration
 
-_GPU_STAGES = ("baseline_eval", "structured_eval", "finetune", "final_eval", "probe", "robustness")
+_GPU_STAGES = ("baseline_eval", "structured_eval", "finetune", "final_eval", "probe", "robustness", "prompt_search")
+_LOCAL_STAGES = ("prepare", "export", "edge_eval")  # those that take time on this machine, wherever the others run
 _LOOK_BACK = 50  # commits
 _HEAD = ["stage", "runs", "on", "samples", "time", "dollars", "estimated from"]
 
@@ -59,7 +61,9 @@ def main(arguments: argparse.Namespace) -> None:
     params = load_params()
     rows, seconds, dollars, known = [], 0.0, 0.0, True
     stages = stages_to_run()
-    timed = {*_GPU_STAGES, "prepare"} - (set() if params.robustness.enabled else {"robustness"})
+    timed = {*_GPU_STAGES, *_LOCAL_STAGES} - {
+        name for name in ("robustness", "prompt_search") if not getattr(params, name).enabled
+    }
     for stage, reason in stages.items():
         if reason is None or stage not in timed:
             # The other stages only measure and take seconds.
@@ -71,12 +75,17 @@ def main(arguments: argparse.Namespace) -> None:
         seconds, dollars, known = seconds + (took or 0), dollars + (cost or 0), known and took is not None
         place = f"Modal, {container.gpu}" if container else "this machine"
         time = "?" if took is None else _clock(took)
-        rows.append([stage, reason, place, str(samples or "?"), time, _money(container, cost), source])
+        count = "" if stage == "export" else str(samples or "?")
+        rows.append([stage, reason, place, count, time, _money(container, cost), source])
     if seconds:
         rows.append(["total" if known else "total of known", "", "", "", _clock(seconds), f"{dollars:.2f}", ""])
     widths = [max(len(row[column]) for row in [_HEAD, *rows]) for column in range(len(_HEAD))]
     for row in [_HEAD, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if stages["finetune"] and params.finetune.epochs is None and (train := params.prepare.train):
+        few, many = (duration.epochs(train, known) for known in (True, False))
+        if few < many:  # which of them, the job finds out
+            print(f"finetune: {few} epochs; {many} if the untrained model gets most of validation wrong")
     sys.stdout.flush()  # the rest may wait for the network
     if stages["finetune"] and (gpu := _gpu(params)):
         # Before `prepare` has run, data/train.parquet may be that of another task or size.
@@ -194,7 +203,7 @@ def _git(*arguments: str) -> str | None:
 
 def _container(params: Params, stage: str) -> gpus.Container | None:
     """The container in which a stage runs on Modal, or each of several; None if it runs on this machine."""
-    if stage == "prepare" or compute.place(params.model, params.compute) == "local":
+    if stage in _LOCAL_STAGES or compute.place(params.model, params.compute) == "local":
         return None
     return gpus.container_for(params.model, params.modal, several=stage == "finetune")
 
@@ -244,23 +253,48 @@ def _fit(params: Params, gpu: Gpu) -> str:
 
 
 def _samples(params: Params, stage: str) -> int | None:
-    """The number of samples that a stage processes; None if it depends on data that may not exist yet."""
+    """The number of samples that a stage processes.
+
+    None if it depends on data that may not exist yet, and for export, whose time depends on the model.
+    """
     rows = {name: getattr(params.prepare, name) for name in ("train", "validation", "test")}
     if stage == "prepare":
         return sum(rows.values()) if None not in rows.values() else None
+    if stage == "export":
+        return None
+    if stage == "edge_eval":
+        asked = rows["test"] and min(params.export.samples or rows["test"], rows["test"])
+        return asked and asked * (1 + len(params.export.sweep))
     if stage == "finetune":
-        return round(params.finetune.epochs * rows["train"]) if rows["train"] else None
+        if not rows["train"]:
+            return None
+        epochs = params.finetune.epochs or duration.epochs(rows["train"], known=True)
+        return round(epochs * rows["train"])
     if stage == "robustness":
         knobs = params.robustness
         pictures = 1 + len(knobs.corruptions) * len(knobs.severities)  # of each sample, for each of two models
         return rows["test"] and 2 * pictures * min(knobs.samples or rows["test"], rows["test"])
+    if stage == "prompt_search":  # at most; and if there is a better prompt, both answer the test split
+        known = rows["validation"] and rows["test"]
+        return known and round(params.prompt_search.passes * rows["validation"]) + 2 * rows["test"]
     answered = {
         "baseline_eval": ["test"],
         "structured_eval": ["test", "validation"],
         "final_eval": ["test", "test", "validation"],  # raw, structured, structured
         "probe": ["train", "validation", "test"],
     }[stage]
-    return sum(rows[split] for split in answered) if all(rows[split] for split in answered) else None
+    if not all(rows[split] for split in answered):
+        return None
+    return sum(rows[split] for split in answered) + _prior_samples(params, stage)
+
+
+def _prior_samples(params: Params, stage: str) -> int:
+    """The number of training pictures that a stage asks about for the label prior."""
+    knobs = {"structured_eval": params.structured_eval, "final_eval": params.final_eval}.get(stage)
+    if knobs is None or knobs.prior != "batch" or params.structured_eval.engine != "posterior":
+        return 0
+    wanted = params.structured_eval.prior_samples
+    return min(wanted, params.prepare.train or wanted)
 
 
 def _clock(seconds: float) -> str:

@@ -69,8 +69,12 @@ def answer(job: "Job", directory: Path, emit: Emit, gpus: Sequence[str]) -> None
 
 
 def _part_of_cores(count: int) -> dict[str, str]:
-    """The environment variable that gives each of `count` processes an equal part of the cores."""
-    return {cores.LIMIT: str(max(1, cores.available() // count))}
+    """The environment variables that give each of `count` processes an equal part of the cores, and as many threads.
+
+    Without the second one they would have those of this process or, if there are none, one each: torchrun's default.
+    """
+    each = str(max(1, cores.available() // count))
+    return {cores.LIMIT: each} | ({} if cores.THREADS_ARE_SET else {cores.THREADS: each})
 
 
 @contextmanager

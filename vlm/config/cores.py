@@ -10,6 +10,9 @@ SPIN_COUNT = 1000
 # An environment variable with the number of cores that this process and its children may use. A quota and the affinity
 # do not say how cores are divided among the processes of a job, nor how many a container has reserved.
 LIMIT = "VLM_CORES"
+THREADS = "OMP_NUM_THREADS"
+# Whether the user has set the number of threads: it then is that of every process. Read before `share` may set it.
+THREADS_ARE_SET = THREADS in os.environ
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time in a period of so many, or "max" (Linux, cgroup v2)
 
 
@@ -34,4 +37,4 @@ def share() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
     cores = available()
     if cores < (os.cpu_count() or 1):  # torch knows neither of quotas nor, in some builds, of the affinity
-        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+        os.environ.setdefault(THREADS, str(cores))

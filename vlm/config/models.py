@@ -31,6 +31,7 @@ class ModelOptions(Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     learning_rate: float = Field(default=0.0002, gt=0)
+    lora_parts: Pattern = "language+projector"  # for params.yaml's finetune.lora.modules: null
     # LoRA presets: for each part, a pattern that module names match. Without one, the module tree determines the part.
     lora_modules: dict[Literal["language", "projector", "vision"], Pattern] = Field(default={})
 

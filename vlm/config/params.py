@@ -1,8 +1,9 @@
 """params.yaml and the files of the chosen task and model, as one validated, frozen object."""
 
+import math
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from vlm.config import gpus
 from vlm.config.errors import InputError
@@ -11,7 +12,10 @@ from vlm.config.task import Task, load_task
 from vlm.config.yaml_files import Frozen, read_mapping, validate
 
 Compute = Literal["auto", "local", "modal"]
+Prior = Literal["none", "batch", "blank"]
+Calibrate = Literal["none", "temperature", "bias"]
 GradientCheckpointing = Literal["auto", True, False]
+Loss = Literal["tokens", "labels", "both"]
 
 T = TypeVar("T")
 
@@ -35,12 +39,14 @@ class EvaluationParams(Frozen):
 
 class StructuredEvalParams(Frozen):
     engine: Literal["posterior", "outlines"]
+    prior: Prior
+    prior_samples: int = Field(gt=0)
     outlines_samples: int = Field(ge=0)
-    calibrate: bool
+    calibrate: Calibrate
 
 
 class LoraParams(Frozen):
-    modules: Pattern = Field(min_length=1)
+    modules: Pattern | None = Field(min_length=1)
     r: int = Field(gt=0)
     alpha: int = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
@@ -50,17 +56,27 @@ class LoraParams(Frozen):
 
 
 class LearningRateScale(Frozen):
-    """A factor on the learning rate for each part of the model; 0 freezes the part's adapter."""
+    """A factor on the learning rate for each part of the model; 0 freezes the part, with LoRA its adapter."""
 
     language: float = Field(ge=0)
     projector: float = Field(ge=0)
     vision: float = Field(ge=0)
 
 
+def _learning_rate(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or value == "auto" or (number and 0 < value < math.inf):
+        return float(value) if number else value
+    raise ValueError("should be a number above 0, auto or null")
+
+
 class FinetuneParams(Frozen):
-    epochs: float = Field(gt=0)
-    learning_rate: float | None = Field(gt=0)
+    method: Literal["lora", "full"]
+    loss: Loss
+    epochs: float | None = Field(gt=0)
+    learning_rate: Annotated[float | Literal["auto"] | None, BeforeValidator(_learning_rate)]
     lr_scale: LearningRateScale
+    optimizer: Literal["adamw", "adamw_8bit"]
     batch_size: int = Field(gt=0)
     micro_batch: int | None = Field(gt=0)
     gradient_checkpointing: GradientCheckpointing
@@ -77,6 +93,7 @@ class FinetuneParams(Frozen):
 
 class FinalEvalParams(Frozen):
     adapter: Literal["best", "last"]
+    prior: Prior
 
     @property
     def folder(self) -> str:
@@ -101,6 +118,13 @@ class RobustnessParams(Frozen):
     samples: int | None = Field(gt=0)
     severities: Annotated[list[Literal[1, 2, 3, 4, 5]], Field(min_length=1), AfterValidator(_each_once)]
     corruptions: Annotated[list[Corruption], Field(min_length=1), AfterValidator(_each_once)]
+
+
+class PromptSearchParams(Frozen):
+    enabled: bool
+    candidates: str | None = Field(min_length=1)
+    sample: int = Field(gt=1)
+    passes: float = Field(gt=0)
 
 
 # Types of GGUF files; vlm/edge/quantization.py can write them.
@@ -152,6 +176,7 @@ class Params(Frozen):
     finetune: FinetuneParams
     final_eval: FinalEvalParams
     robustness: RobustnessParams
+    prompt_search: PromptSearchParams
     export: ExportParams
 
 

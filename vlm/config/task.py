@@ -3,18 +3,15 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from vlm.config.errors import InputError
+from vlm.config.decisions import DECISIONS_FOLDER, Decisions, Reason, Relabelling, check_decisions
 from vlm.config.folders import in_repository
-from vlm.config.yaml_files import Frozen, named_file, read_mapping, validate
-
-_DECISIONS = PurePosixPath("configs", "decisions")  # in dvc.yaml, prepare and audit depend on this folder
+from vlm.config.yaml_files import Frozen, named_file, validate
 
 
 class Badges(Frozen):
@@ -91,45 +88,16 @@ class Columns(Frozen):
         return [self.label] if isinstance(self.label, str) else self.label
 
 
-def _not_empty(reason: Any) -> Any:
-    if reason is None or (isinstance(reason, str) and not reason.strip()):
-        raise ValueError("is an empty reason; write why")
-    return reason
-
-
-Reason = Annotated[str, BeforeValidator(_not_empty)]  # so that somebody else can check the decision
-
-
-class Relabelling(Frozen):
-    to: str
-    reason: Reason
-
-
-class Decisions(Frozen):
-    """What somebody decided about single pictures, by their ids.
-
-    `exclude` maps a picture to the reason why it is in no split, `relabel` to its new label and the reason for it:
-    `prepare` applies these two to the splits. `keep` maps a picture that somebody looked at and found right to the
-    reason: it changes no split, but the audit ranks the picture last.
-    """
-
-    exclude: dict[str, Reason] = Field(default={})
-    relabel: dict[str, Relabelling] = Field(default={})
-    keep: dict[str, Reason] = Field(default={})
-
-    def label(self, id_: str, label: str) -> str:
-        """The label of a picture that the data calls `label`."""
-        return self.relabel[id_].to if id_ in self.relabel else label
-
-
 class Prompt(Frozen):
-    """The texts of the prompt. `{labels}` in either of them is replaced by the labels, one per line."""
+    """The texts of the prompt. `{labels}` in either of them is replaced by the labels' words, one per line."""
 
     system: str | None = None
     user: str
     # Position of the picture in the question. With `last`, everything before it is the same for all pictures, so that
     # structured evaluation computes it only once.
     image: Literal["first", "last"] = "first"
+    # Order of the labels in {labels}; "sorted" is alphabetical, ignoring case. Models may prefer the first or the last.
+    order: Literal["listed", "sorted", "reversed"] = "listed"
 
     @field_validator("system", "user")
     @classmethod
@@ -155,6 +123,11 @@ class Task(Frozen):
     other_classes: Literal["error", "leave_out"] = "error"
     labels: tuple[str, ...] = Field(min_length=1, strict=False)
     aliases: dict[str, list[str]] = Field(default={})
+    # Label -> the word with which the prompt lists it and the model answers it, by default the label itself. Everything
+    # else (data, predictions, metrics) keeps the label.
+    words: dict[str, str] = Field(default={})
+    # Label -> what {labels} says about it: its line then reads "WORD: DESCRIPTION".
+    descriptions: dict[str, str] = Field(default={})
     # Decisions about single pictures: either here, or in a file in configs/decisions/ that `decisions` names.
     exclude: dict[str, Reason] = Field(default={})
     relabel: dict[str, Relabelling] = Field(default={})
@@ -162,7 +135,7 @@ class Task(Frozen):
     decisions: str | None = None
     prompt: Prompt
     flip: bool = False  # whether a mirrored picture keeps its label; not if it shows text
-    # Form of the model's answer: {"pred_class": "LABEL"}, or the bare LABEL, which has fewer tokens.
+    # Form of the model's answer: {"pred_class": "WORD"}, or the bare WORD, which has fewer tokens.
     answer_form: Literal["json", "label"] = Field(default="json", alias="answer")
 
     @model_validator(mode="after")
@@ -178,9 +151,7 @@ class Task(Frozen):
                 raise ValueError(f"aliases: {label!r} is not one of the labels")
             if not all(_plain(alias) for alias in aliases):
                 raise ValueError(f"aliases.{label}: an alias is empty or has no letter or digit; remove it")
-        names = Counter(
-            plain for label in self.labels for plain in {_plain(name) for name in (label, *self.aliases.get(label, []))}
-        )
+        names = Counter(plain for label in self.labels for plain in {_plain(name) for name in self._names_of(label)})
         for label, aliases in self.aliases.items():
             for alias in aliases:
                 if names[_plain(alias)] > 1:
@@ -198,21 +169,44 @@ class Task(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _clear_words(self) -> "Task":
+        for key, texts in (("words", self.words), ("descriptions", self.descriptions)):
+            for label, text in texts.items():
+                if label not in self.labels:
+                    raise ValueError(f"{key}: {label!r} is not one of the labels")
+                if text != text.strip() or not text or len(text.splitlines()) > 1:
+                    raise ValueError(
+                        f"{key}.{label}: {text!r} should be one line of text without white space around it"
+                    )
+        meaning: dict[str, str] = {}
+        for label in self.labels:
+            other = meaning.setdefault(self.word(label), label)
+            if other != label:
+                raise ValueError(
+                    f"words: {other!r} and {label!r} are both {self.word(label)!r}; give each its own word"
+                )
+        for label, word in self.words.items():
+            others = {_plain(name) for other in self.labels if other != label for name in self._names_of(other)}
+            if word != label and (_plain(word) or word) in others | set(self.labels) - {label}:
+                raise ValueError(f"words.{label}: {word!r} also means another label; a word must mean one")
+        return self
+
+    @model_validator(mode="after")
     def _sensible_decisions_and_groups(self) -> "Task":
         if self.columns.group is not None and self.source.hub is None and self.source.metadata is None:
             raise ValueError("columns.group has no effect without source.hub or source.metadata; remove it")
         here = Decisions(exclude=self.exclude, relabel=self.relabel, keep=self.keep)
-        _check_decisions(here, self.labels)
+        check_decisions(here, self.labels)
         if self.decisions is None:
             return self
         for key, decided in here:
             if decided:
                 raise ValueError(f"{key}: is here and decisions names a file; move it to {self.decisions}")
         path = PurePosixPath(self.decisions)
-        if not path.is_relative_to(_DECISIONS) or ".." in path.parts or path.suffix != ".yaml":
+        if not path.is_relative_to(DECISIONS_FOLDER) or ".." in path.parts or path.suffix != ".yaml":
             raise ValueError(
-                f"decisions: {self.decisions!r} should be a .yaml file in {_DECISIONS}, because the stages prepare and "
-                "audit depend on that folder"
+                f"decisions: {self.decisions!r} should be a .yaml file in {DECISIONS_FOLDER}, because the "
+                "stages prepare and audit depend on that folder"
             )
         return self
 
@@ -228,10 +222,10 @@ class Task(Frozen):
         if len(self.labels) == 1:
             doubts.append(f"{file}: labels: has one label, so every structured answer is right; add the others")
         folded: dict[str, str] = {}
-        for label in self.labels:
-            other = folded.setdefault(label.casefold(), label)
-            if other != label:
-                doubts.append(f"{file}: labels: {other!r} and {label!r} differ only in case")
+        for word in map(self.word, self.labels):
+            other = folded.setdefault(word.casefold(), word)
+            if other != word:
+                doubts.append(f"{file}: labels: {other!r} and {word!r} differ only in case")
         return doubts
 
     def conversation(self, image: Any = None) -> list[dict]:
@@ -239,7 +233,7 @@ class Task(Frozen):
 
         `image` may be None, because chat templates only need to know where the picture is.
         """
-        labels = "\n".join(self.labels)
+        labels = self._listing()
         picture = {"type": "image"} if image is None else {"type": "image", "image": image}
         question = self.prompt.user.replace("{labels}", labels)
         parts = [picture, {"type": "text", "text": question}]
@@ -248,26 +242,40 @@ class Task(Frozen):
             messages.insert(0, {"role": "system", "content": self.prompt.system.replace("{labels}", labels)})
         return messages
 
+    def _listing(self) -> str:
+        """The text for {labels}: one line for each label."""
+        labels = list(self.labels)
+        if self.prompt.order == "sorted":
+            labels.sort(key=lambda label: (self.word(label).casefold(), self.word(label)))
+        elif self.prompt.order == "reversed":
+            labels.reverse()
+        described = {label: f": {text}" for label, text in self.descriptions.items()}
+        return "\n".join(self.word(label) + described.get(label, "") for label in labels)
+
+    def word(self, label: str) -> str:
+        """What the model writes for a label."""
+        return self.words.get(label, label)
+
     def answer(self, label: str) -> str:
         """The text with which the model answers `label`."""
         if self.answer_form == "label":
-            return label
-        return json.dumps({"pred_class": label}, ensure_ascii=False)
+            return self.word(label)
+        return json.dumps({"pred_class": self.word(label)}, ensure_ascii=False)
 
     def parse(self, text: str) -> str | None:
-        """The label if the text is one (ignoring white space, quotes, a full stop) or a JSON answer; otherwise None."""
+        """The label whose word the text is, ignoring white space, quotes, a full stop, or as a JSON answer; or None."""
         bare = text.strip().strip("\"'").removesuffix(".").strip().strip("\"'")
-        for candidate in (text.strip(), bare):  # a label may itself end with a full stop
-            if candidate in self._label_set:
-                return candidate
+        for candidate in (text.strip(), bare):  # a word may itself end with a full stop
+            if candidate in self._label_of:
+                return self._label_of[candidate]
         try:
-            label = json.loads(text)["pred_class"]
+            word = json.loads(text)["pred_class"]
         except (ValueError, TypeError, KeyError):
             return None
-        return label if isinstance(label, str) and label in self._label_set else None
+        return self._label_of.get(word) if isinstance(word, str) else None
 
     def parse_leniently(self, text: str) -> str | None:
-        """The label if the text mentions exactly one, by name or alias, ignoring case and punctuation; otherwise None.
+        """The label if the text mentions exactly one, by name, word or alias, ignoring case and punctuation; or None.
 
         Only whole words count. A name that is part of a longer mentioned name ("Land" in "Land Rover") does not count.
         """
@@ -279,15 +287,19 @@ class Task(Frozen):
                 text = text.replace(f" {name} ", " | ")
         return found.pop() if len(found) == 1 else None
 
+    def _names_of(self, label: str) -> list[str]:
+        return [label, self.word(label), *self.aliases.get(label, [])]
+
     @cached_property
-    def _label_set(self) -> frozenset[str]:
-        return frozenset(self.labels)
+    def _label_of(self) -> dict[str, str]:
+        """Label by word."""
+        return {self.word(label): label for label in self.labels}
 
     @cached_property
     def _names(self) -> list[tuple[str, set[str]]]:
         names: dict[str, set[str]] = {}  # labels that differ only in punctuation ("C", "C++") share a plain name
         for label in self.labels:
-            for name in (label, *self.aliases.get(label, [])):
+            for name in self._names_of(label):
                 names.setdefault(_plain(name), set()).add(label)
         names.pop("", None)
         return sorted(names.items(), key=lambda pair: -len(pair[0]))
@@ -296,38 +308,6 @@ class Task(Frozen):
 def load_task(name: str) -> Task:
     """Reads configs/tasks/<name>.yaml. Raises InputError."""
     return validate(Task, *named_file(name, "tasks"))
-
-
-def load_decisions(task: Task) -> Decisions:
-    """The decisions in the task's file, or in the file that it names. Raises InputError."""
-    if task.decisions is None:
-        return Decisions(exclude=task.exclude, relabel=task.relabel, keep=task.keep)
-    if not Path(task.decisions).exists():
-        raise InputError(
-            f"configs/tasks/{task.name}.yaml: decisions: there is no file {task.decisions!r}; its path starts at the "
-            "repository, and `dvc exp run --temp` and `--queue` need it in git"
-        )
-    decisions = validate(Decisions, read_mapping(task.decisions), task.decisions)
-    try:
-        _check_decisions(decisions, task.labels)
-    except ValueError as error:
-        raise InputError(f"{task.decisions}: {error}") from None
-    return decisions
-
-
-def _check_decisions(decisions: Decisions, labels: Collection[str]) -> None:
-    """Raises ValueError for a picture with two decisions, and for a new label that is not one of the labels."""
-    keys: dict[str, str] = {}
-    for key, decided in decisions:
-        for id_ in decided:
-            if id_ in keys:
-                raise ValueError(f"{key}: {id_!r} is in {keys[id_]}, too; remove one of the two")
-            keys[id_] = key
-    for id_, decision in decisions.relabel.items():
-        if decision.to not in labels:
-            raise ValueError(
-                f"relabel.{id_}.to: {decision.to!r} is not one of the task's labels; correct it, or add it to labels"
-            )
 
 
 def _plain(text: str) -> str:

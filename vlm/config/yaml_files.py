@@ -53,6 +53,17 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError(f"{path}: {where}{getattr(error, 'problem', None) or 'is not YAML'}") from None
 
 
+def round_trip() -> YAML:
+    """Reads YAML and writes it again with its comments, quotes and styles; only line breaks may change."""
+    yaml = YAML()
+    yaml.width, yaml.preserve_quotes = 120, True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml
+
+
 def _repeated_key(node: Node, *parents: str) -> str | None:
     """One line about the first key that is twice in a mapping; None if it is in a list, or no plain text or number."""
     lines: dict[str, int] = {}

@@ -1,8 +1,9 @@
 """predictions/<name>.parquet: a model's answers to a split, one row per sample, in the split's order.
 
-Columns: id, label (the truth), text (what the model wrote), predicted (a label, or null if the text is not a label) and
-probabilities (a list over the task's labels, or null if the decoding gives none). The file holds no times, so equal
-results are equal files.
+Columns: id, label (the truth), text (what the model wrote), predicted (a label, or null if the text is not a label),
+probabilities (a list over the task's labels, or null if the decoding gives none) and plain_probabilities (those of the
+model if `probabilities`, `predicted` and `text` are with the label prior corrected, else null). The file holds no
+times, so equal results are equal files.
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,12 @@ def write(
     texts: Sequence[str],
     probabilities: Sequence[Sequence[float] | None],
     rows: Sequence[int] | None = None,
+    plain_probabilities: Sequence[Sequence[float]] | None = None,
 ) -> None:
-    """Writes the answers to samples of the split `data`: those numbered `rows`, or all. All are in that order."""
+    """Writes the answers to samples of the split `data`: those numbered `rows`, or all. All are in that order.
+
+    `plain_probabilities` are the probabilities before the label prior was corrected; None if none was.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -38,6 +43,7 @@ def write(
         "text": pa.array(texts, pa.string()),
         "predicted": pa.array([task.parse(text) for text in texts], pa.string()),
         "probabilities": pa.array(probabilities, pa.list_(pa.float64())),
+        "plain_probabilities": pa.array(plain_probabilities or [None] * len(texts), pa.list_(pa.float64())),
     }
     pq.write_table(pa.table(columns), path)
 

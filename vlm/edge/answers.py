@@ -28,11 +28,11 @@ _GREEDY_SAMPLES = 64
 class EdgeEvaluation:
     """Asks the classifier in `folder` about samples of `data`, one at a time.
 
-    Writes edge.parquet (see vlm/data/predictions.py): the probabilities and the most probable label of each sample.
-    edge.json has the `types` and the `bytes` of the classifier's files and, with `greedy`, `greedy_agreement`: the
-    fraction of the first 64 samples for which greedy decoding under labels.gbnf finds the most probable label.
-    runtime.json has
-    times and memory, which are those of this machine's CPU.
+    Writes edge.parquet (see vlm/data/predictions.py): the probabilities and the most probable label of each sample,
+    with the label prior corrected if the classifier corrects it. edge.json has the `types` and the `bytes` of the
+    classifier's files and, with `greedy`, `greedy_agreement`: the fraction of the first 64 samples for which greedy
+    decoding under labels.gbnf, which corrects no prior, finds the most probable label. runtime.json has times and
+    memory, which are those of this machine's CPU.
     """
 
     task: Task
@@ -58,6 +58,8 @@ class EdgeEvaluation:
 
         Raises InputError if the folder holds no classifier, or one for other labels than the task's.
         """
+        import numpy as np
+
         classifier = Classifier.load(Path(self.folder))
         if classifier.labels != self.task.labels:
             raise InputError(
@@ -65,10 +67,18 @@ class EdgeEvaluation:
             )
         record, greedy, rows = Record(directory / _RECORD), Record(directory / _GREEDY), self._rows()
         started = time.perf_counter()
-        load_seconds, seconds = self._answer(record, greedy, rows, emit)
+        load_seconds, seconds = self._answer(classifier, record, greedy, rows, emit)
         total = time.perf_counter() - started
+        plain = record.probabilities()
+        probabilities = [classifier.corrected(np.array(row)).tolist() for row in plain]
         predictions.write(
-            directory / "edge.parquet", self.task, self.data, record.texts(), record.probabilities(), rows
+            directory / "edge.parquet",
+            self.task,
+            self.data,
+            record.texts(),
+            probabilities,
+            rows=rows,
+            plain_probabilities=plain if classifier.offsets else None,
         )
         files = classifier.files.values()
         values = {
@@ -87,8 +97,13 @@ class EdgeEvaluation:
             times["median_milliseconds"] = round(1000 * statistics.median(seconds), 1)
         runtime.write(directory / "runtime.json", times)
 
-    def _answer(self, record: Record, greedy: Record, rows: list[int], emit: Emit) -> tuple[float, list[float]]:
-        """Asks about the samples that `record` lacks; returns the seconds of loading, and those of each sample."""
+    def _answer(
+        self, classifier: Classifier, record: Record, greedy: Record, rows: list[int], emit: Emit
+    ) -> tuple[float, list[float]]:
+        """Asks about the samples that `record` lacks; returns the seconds of loading, and those of each sample.
+
+        The record gets the answers as they are after the correction of the prior, and the probabilities before it.
+        """
         total, seconds, reader = len(rows), [], dataset.Reader(self.data)
         emit(Progress(record.samples, total, "image"))
         started = time.perf_counter()
@@ -100,12 +115,12 @@ class EdgeEvaluation:
                 (sample,) = reader.rows([row])
                 image = batching.decoded(sample.image)
                 started = time.perf_counter()
-                probabilities = llama.posterior(image)
+                plain = llama.plain_posterior(image)
                 seconds.append(time.perf_counter() - started)
                 if self.greedy and record.samples < _GREEDY_SAMPLES:
                     greedy.append([row], [Answers([llama.greedy(image)])], image_tokens=0)
-                text = self.task.answer(self.task.labels[int(probabilities.argmax())])
-                record.append([row], [Answers([text], [probabilities.tolist()])], image_tokens=0)
+                text = self.task.answer(self.task.labels[int(classifier.corrected(plain).argmax())])
+                record.append([row], [Answers([text], [plain.tolist()])], image_tokens=0)
                 emit(Progress(record.samples, total, "image"))
         return load_seconds, seconds
 

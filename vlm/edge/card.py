@@ -4,8 +4,11 @@ from vlm.edge import swift
 from vlm.edge.classifier import MODEL, PROJECTOR, Classifier
 
 
-def text(classifier: Classifier) -> str:
-    """The README's text. The classifier has to know its files (`Classifier.with_files`)."""
+def text(classifier: Classifier, checked: int) -> str:
+    """The README's text. The classifier has to know its files (`Classifier.with_files`).
+
+    `checked` is the number of pictures for which llama.cpp's answers were compared with PyTorch's.
+    """
     limits, tokens = classifier.image, classifier.tokens
     longest = max(map(len, tokens.answers))
     # Greedy decoding may write an answer in more tokens than the tokenizer
@@ -17,6 +20,7 @@ def text(classifier: Classifier) -> str:
     return swift.rendered(
         "README.md.jinja",
         classifier=classifier,
+        checked=checked,
         build=swift.BUILD,
         model=classifier.files[MODEL],
         projector=classifier.files[PROJECTOR],

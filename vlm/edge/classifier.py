@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, model_validator
 
 from vlm.config.errors import InputError
 from vlm.config.params import Params
 from vlm.config.yaml_files import Frozen, validate
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import ProcessorMixin
 
 NAME = "classifier.json"
@@ -21,8 +22,9 @@ MODEL, PROJECTOR = "model.gguf", "mmproj.gguf"
 # JSON has lists where these fields have tuples
 Texts = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Ids = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+Offsets = Annotated[tuple[FiniteFloat, ...], Field(strict=False)]
 
-_RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, llama.cpp's names
 
 
 class NotExportable(InputError):
@@ -74,20 +76,33 @@ class File(Frozen):
 
 
 class Classifier(Frozen):
-    """The contents of classifier.json. `answers` are the texts that name the `labels`, in the same order."""
+    """The contents of classifier.json. `answers` are the texts that name the `labels`, in the same order.
+
+    `offsets` correct the label prior (vlm/evaluation/prior.py): one number for each label, which is added to the
+    logarithm of the label's probability before the probabilities are normalised. Empty: there is no correction.
+    """
 
     version: Literal[1]
     task: str
     labels: Texts
     answers: Texts
+    offsets: Offsets = ()
     prompt: Prompt
     image: ImageLimits
     tokens: Tokens
     model: Model
     files: dict[str, File]
 
+    @model_validator(mode="after")
+    def _an_offset_for_each_label(self) -> "Classifier":
+        if self.offsets and len(self.offsets) != len(self.labels):
+            raise ValueError(f"offsets: has {len(self.offsets)} numbers for {len(self.labels)} labels")
+        return self
+
     @classmethod
-    def of(cls, params: Params, processor: "ProcessorMixin", adapter_sha256: str) -> "Classifier":
+    def of(
+        cls, params: Params, processor: "ProcessorMixin", adapter_sha256: str, offsets: Sequence[float] = ()
+    ) -> "Classifier":
         """The classifier of a task and a fine-tuned LFM2-VL, without files yet (`with_files`). Raises InputError."""
         from vlm.evaluation.trie import answer_tokens
         from vlm.models import chat, loading
@@ -104,6 +119,7 @@ class Classifier(Frozen):
             task=task.name,
             labels=task.labels,
             answers=tuple(map(task.answer, task.labels)),
+            offsets=tuple(offsets),
             prompt=Prompt(before=before, after=after),
             image=ImageLimits(
                 multiple=multiple,
@@ -148,6 +164,12 @@ class Classifier(Frozen):
             raise InputError(f"{path}: should be a mapping of keys to values; export the classifier again")
         return validate(cls, dict(values), str(path))
 
+    def corrected(self, probabilities: "np.ndarray") -> "np.ndarray":
+        """(labels,): the model's own probabilities for a picture, with the label prior corrected if it is to be."""
+        from vlm.evaluation import prior
+
+        return prior.apply(probabilities[None], self.offsets)[0] if self.offsets else probabilities
+
     def grammar(self) -> str:
         """The text of labels.gbnf: a grammar, in llama.cpp's notation, of which exactly the answers are sentences."""
         return grammar(self.answers)
@@ -160,11 +182,11 @@ def grammar(sentences: Sequence[str]) -> str:
 
 def _resampling(number: int) -> str:
     """The name of one of PIL's filters. Raises InputError for one that is not used for making pictures smaller."""
-    if int(number) not in _RESAMPLING:
+    if int(number) not in RESAMPLING:
         raise InputError(
-            f"processor_config.json: resample: {int(number)} cannot be exported; the known filters are {_RESAMPLING}"
+            f"processor_config.json: resample: {int(number)} cannot be exported; the known filters are {RESAMPLING}"
         )
-    return _RESAMPLING[int(number)]
+    return RESAMPLING[int(number)]
 
 
 def _file(path: Path, type_: str) -> File:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.config.errors import InputError
 from vlm.edge import quantization, tokenizer
-from vlm.edge.classifier import MODEL, PROJECTOR, NotExportable
+from vlm.edge.classifier import MODEL, PROJECTOR, RESAMPLING, NotExportable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ _FIXED = (
     ("", "projector_bias", True, True),
     ("", "projector_hidden_act", "gelu", "gelu"),
 )
-_RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, llama.cpp's names
 
 
 def require_supported(config: Mapping[str, Any]) -> None:
@@ -233,9 +232,9 @@ def _add_vision_keys(
     writer.add_vision_image_mean(processor["image_mean"])
     writer.add_vision_image_std(processor["image_std"])
     if (resample := processor.get("resample")) is not None:
-        if resample not in _RESAMPLING:
-            raise InputError(f"processor_config.json: resample: {resample}: llama.cpp has {_RESAMPLING} only")
-        writer.add_string("clip.vision.image_resize_algo", _RESAMPLING[resample])  # gguf 0.19 has no name for it
+        if resample not in RESAMPLING:
+            raise InputError(f"processor_config.json: resample: {resample}: llama.cpp has {RESAMPLING} only")
+        writer.add_string("clip.vision.image_resize_algo", RESAMPLING[resample])  # gguf 0.19 has no name for it
 
 
 def _image_processor(folder: Path) -> Mapping[str, Any]:

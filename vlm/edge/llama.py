@@ -60,6 +60,7 @@ class Llama:
         self._address = urlsplit(self._server.listening_address).netloc
         self._trie = trie = Trie.of(self._classifier.tokens.answers)
         self._parents = _parents(trie)
+        self._most_gain = _most_gain(trie, self._classifier.offsets)
         self._labels_below = [sum(edge in edges for edges in trie.edges_of) for edge in range(len(trie.edges))]
         try:
             # The server completes in a thread of its own, and deleting it hangs until that has begun (build 11549).
@@ -77,10 +78,18 @@ class Llama:
         del self._server  # ends its threads
 
     def posterior(self, image: "Image.Image") -> "np.ndarray":
-        """(labels,), float64, sums to 1: the probability of every label, as vlm/evaluation/posterior.py defines it.
+        """(labels,), float64, sums to 1: the probability of every label, as final_eval gives it.
+
+        So the label prior is corrected if the classifier has `offsets`.
+        """
+        return self._classifier.corrected(self.plain_posterior(image))
+
+    def plain_posterior(self, image: "Image.Image") -> "np.ndarray":
+        """The same without a correction: what vlm/evaluation/posterior.py defines.
 
         Nodes of the trie that are reached with a probability below NEGLIGIBLE are not evaluated: the probability of
-        reaching one is shared equally among the labels below it.
+        reaching one is shared equally among the labels below it. If the prior is corrected, that is the probability
+        which this could at most become.
         """
         import numpy as np
 
@@ -90,7 +99,7 @@ class Llama:
             if parent is not None:
                 reached[node] = reached[trie.edges[parent][0]] * edges[parent]
             own = [edge for edge, (start, _) in enumerate(trie.edges) if start == node]
-            if reached[node] < NEGLIGIBLE:
+            if reached[node] * self._most_gain[node] < NEGLIGIBLE:
                 weights = np.array([self._labels_below[edge] for edge in own], float)
             else:
                 weights = self._children(picture, node, [trie.edges[edge][1] for edge in own])
@@ -209,3 +218,17 @@ def _parents(trie: Trie) -> list[int | None]:
     edge_at = {(*trie.nodes[start], token): edge for edge, (start, token) in enumerate(trie.edges)}
     above = [[path[:depth] for depth in range(len(path), 0, -1) if path[:depth] in edge_at] for path in trie.nodes]
     return [edge_at[beginnings[0]] if beginnings else None for beginnings in above]
+
+
+def _most_gain(trie: Trie, offsets: Sequence[float]) -> "np.ndarray":
+    """(nodes,): by what factor at most `offsets` raise the probability of a label below a node; 1 without offsets."""
+    import numpy as np
+
+    if not offsets:
+        return np.ones(len(trie.nodes))
+    below: list[list[float]] = [[] for _ in trie.nodes]
+    for edges, offset in zip(trie.edges_of, offsets, strict=True):
+        for edge in edges:
+            below[trie.edges[edge][0]].append(offset)
+    # All probabilities times exp(their offsets) add up to exp(the smallest offset) or more.
+    return np.exp(np.array([max(own, default=min(offsets)) for own in below]) - min(offsets))

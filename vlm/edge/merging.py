@@ -1,4 +1,4 @@
-"""Merges an adapter into the base model's weights, and compares the result with the adapter."""
+"""Writes a fine-tuned model with its adapter merged into the weights, and compares the result with the adapter."""
 
 import shutil
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _SAMPLES = 16
 
 
 def merge(params: Params, adapter: str, output: Path, images: "Sequence[Image.Image]") -> tuple[ModelConfig, float]:
-    """Writes the merged model and its processor to `output`.
+    """Writes the merged model and its processor to `output`; of a whole model (finetune.method: full), a copy.
 
     Returns the merged model, and the largest difference of its probabilities for `images` from the adapter's. Raises
     InputError if `output` exists, and RuntimeError, without writing `output`, if the probabilities differ by more than
@@ -33,12 +33,13 @@ def merge(params: Params, adapter: str, output: Path, images: "Sequence[Image.Im
     """
     if output.exists():
         raise InputError(f"{output}: exists; name a new folder")
+    whole = loading.is_whole_model(adapter)
     model, processor = loading.load(params.model, params.image, adapter, merged=False)
-    expected = posteriors(model.get_base_model(), processor, params.task, images)
+    expected = posteriors(model if whole else model.get_base_model(), processor, params.task, images)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.merge_and_unload().save_pretrained(temporary)
+        (model if whole else model.merge_and_unload()).save_pretrained(temporary)
         processor.save_pretrained(temporary)
         del model  # two of them need not be in memory at once
         written = params.model.model_copy(update={"id": str(temporary), "revision": pins.folder_hash(temporary)})

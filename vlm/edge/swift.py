@@ -48,6 +48,7 @@ def source(classifier: "Classifier") -> str:
         paths=trie.paths,
         nodes_on_paths=_nodes_on_paths(trie),
         steps=_steps(trie),
+        offsets=classifier.offsets or [0.0] * len(classifier.labels),
     )
 
 

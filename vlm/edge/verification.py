@@ -32,6 +32,7 @@ def verify(
 ) -> float:
     """Returns the largest difference of a probability from `expected`, PyTorch's, (samples, labels).
 
+    Both are with the label prior corrected if the classifier has `offsets`: that is what its users get.
     `processor` must not cut pictures into tiles. Raises NotExportable, in one line, if tokens differ, a probability
     differs by more than TOLERANCE, or a label that PyTorch finds more probable by more than that.
     """

@@ -22,7 +22,8 @@ class NarrowHead(torch.nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach()[tokens].float()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
+        with torch.autocast(hidden.device.type, enabled=False):  # in a validation pass while training
+            return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
 
 
 def narrow_head(model: "PreTrainedModel", tokens: list[int]) -> NarrowHead | None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from vlm.config.events import Emit, Progress
 from vlm.config.task import Task
+from vlm.data import dataset
 from vlm.evaluation import batching
 from vlm.evaluation.feed import computed
 from vlm.evaluation.record import Answers, Record
@@ -43,19 +44,21 @@ class BatchRunner:
         decode: "Decoder",
         record: Record,
         unit: str = "image",
-        rows: range | None = None,
+        rows: Sequence[int] | None = None,
         equal_lengths: bool = False,
     ) -> None:
-        """Answers the first `rows` of `data` (by default all), and skips the batches that `record` already has."""
+        """Answers the `rows` of `data` (by default all), and skips the batches that `record` already has."""
         load = self._loaders.setdefault(data, batching.Loader(data, self._processor, self._task))
+        rows = range(dataset.count(data)) if rows is None else rows
         lengths = load.lengths(rows)
         # Every n-th batch, not a contiguous range, because the longest come first and shards should take equally long.
         first, step = self._shard
-        batches = batching.plan(lengths, batch_size, equal_lengths)[first::step]
+        planned = batching.plan(lengths, batch_size, equal_lengths)[first::step]
+        batches = [[rows[place] for place in batch] for batch in planned]
         self._emit(Progress(record.samples, len(lengths), unit))
         remaining = [batch for batch in batches if batch[0] not in record.rows]
 
-        def answer(rows: Sequence[int], inputs: "dict[str, torch.Tensor]") -> "tuple[Answers, int]":
+        def answer(batch: Sequence[int], inputs: "dict[str, torch.Tensor]") -> "tuple[Answers, int]":
             answers = decode(inputs)
             return answers, int((inputs["input_ids"] == self._image_token).sum())
 

@@ -20,9 +20,9 @@ NO_LABEL = "(no label)"
 class Predictions:
     """The answers in predictions/<name>.parquet, and the labels of their task in the task's order.
 
-    `frame` has one row per sample, in the split's order. Its columns are those of the file (id, label, text, predicted
-    and probabilities, see vlm/data/predictions.py), `right` (bool), and `confidence`: the probability of the most
-    probable label, NaN if the answers have no probabilities.
+    `frame` has one row per sample, in the split's order. Its columns are those of the file (id, label, text, predicted,
+    probabilities and plain_probabilities, see vlm/data/predictions.py), `right` (bool), and `confidence`: the
+    probability of the most probable label, NaN if the answers have no probabilities.
     """
 
     def __init__(
@@ -72,6 +72,21 @@ class Predictions:
     def __repr__(self) -> str:
         where = f" at {self._revision.name}" if self._revision else ""
         return f"<{self.name}{where}: {self.frame['right'].sum()} of {len(self.frame)} right>"
+
+    def plain(self) -> "Predictions":
+        """The answers of the model's own probabilities, before the label prior was corrected; these, if none was."""
+        # Predictions of earlier revisions do not have the column.
+        if "plain_probabilities" not in self.frame or not self.frame["plain_probabilities"].notna().any():
+            return self
+        import numpy as np
+
+        best = np.stack(self.frame["plain_probabilities"].to_list()).argmax(1)
+        frame = self.frame.assign(
+            predicted=[self.labels[label] for label in best],
+            probabilities=self.frame["plain_probabilities"],
+            plain_probabilities=None,
+        )
+        return Predictions(self.name, frame, self.labels, self._revision)
 
     @property
     def data(self) -> str:

@@ -1,7 +1,8 @@
-"""Charts with intervals: the accuracy of every stage beside the baselines, and accuracy against training rows."""
+"""Charts with intervals: the accuracy of every stage beside the baselines, and accuracy against labelled pictures."""
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,8 @@ _PALE = "#b4bcc6"  # of the baselines
 _GRID = "#e4e4e4"
 _GAP = 0.5  # between the baselines and the stages, in bars
 _BELOW = 44  # points from the axis to the line above a group's name
-_LINE = 6  # percentage points that a line of text takes beside a curve
-_CURVES = (GREY, "#c7761d", BLUE)  # colours of learning curves
+_LINE = 17  # points that a line of text takes beside a curve
+_CURVES = (GREY, "#2f8f83", "#8fae1b", "#c7761d", BLUE, "#8f4fa8")  # colours of learning curves
 # A name, and an accuracy with the bounds of its interval, as fractions
 Bar = tuple[str, float, float, float]
 
@@ -97,54 +98,126 @@ def _caption(axes: "Axes", text: str, start: float, stop: float) -> None:
     )
 
 
-def _percent_axis(axes: "Axes") -> None:
-    axes.set_yticks(range(0, 101, 25), [f"{y} %" for y in range(0, 101, 25)], fontsize=9, color=GREY)
-    axes.set_ylim(0, 100)
+def _percent_axis(axes: "Axes", bottom: int = 0) -> None:
+    ticks = range(bottom, 101, 10 if bottom >= 50 else 25)
+    axes.set_yticks(ticks, [f"{y} %" for y in ticks], fontsize=9, color=GREY)
+    axes.set_ylim(bottom, 100)
     axes.tick_params(length=0)
     axes.grid(axis="y", color=_GRID)
     axes.set_axisbelow(True)
     axes.spines[["left", "top", "right"]].set_visible(False)
 
 
-def learning_curve(path: Path, curves: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> None:
-    """Writes a PNG of accuracy against training rows, on a logarithmic axis.
+@dataclass(frozen=True)
+class Labelled:
+    """Accuracies of a method that has seen `labels` labelled pictures: of each seed, and an interval of the mean."""
 
-    `curves` maps a name to (training rows, accuracy, low, high) in the order of the rows.
+    labels: int
+    accuracies: Sequence[float]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.accuracies) / len(self.accuracies)
+
+
+def learning_curve(path: Path, curves: Mapping[str, Sequence[Labelled]]) -> None:
+    """Writes a PNG of accuracy against labelled pictures, on a logarithmic axis with 0 at its left.
+
+    `curves` maps a name to its points, fewest labels first. A method that needs no labels has one point, at 0, and is
+    drawn as a level line. The mean over seeds is the line, the interval a bar; each seed is a pale dot.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.6, 4.6), dpi=2 * DPI, layout="constrained")
+    figure = Figure(figsize=(9.6, 5.4), dpi=2 * DPI, layout="constrained")
     axes = figure.add_subplot()
-    sizes = sorted({size for points in curves.values() for size, *_ in points})
-    heights = _apart([100 * points[-1][1] for points in curves.values()], _LINE)
-    for number, (name, points) in enumerate(curves.items()):
-        colour, shift = _CURVES[number], 1.02 ** (number - 1)  # so that the intervals of one size stand side by side
-        x = [size * shift for size, *_ in points]
-        accuracy, low, high = ([100 * point[i] for point in points] for i in (1, 2, 3))
-        axes.plot(x, accuracy, color=colour, marker="o", markersize=5, linewidth=1.6)
-        axes.vlines(x, low, high, color=colour, linewidth=1.6)
-        axes.annotate(
-            name,
-            (sizes[-1], heights[number]),
-            xytext=(12, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=11,
-        )
-    axes.set_title("Accuracy on the test split, with 95 % interval", loc="left", fontsize=12, color=DARK, pad=12)
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=10, color=DARK)
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("training rows", fontsize=10, color=DARK)
-    _percent_axis(axes)
+    sizes = sorted({point.labels for points in curves.values() for point in points} - {0})
+    places = {size: math.log2(size / sizes[0]) for size in sizes} | {0: -1.0} if sizes else {0: 0.0}
+    right = max(places.values())
+    for number, points in enumerate(curves.values()):
+        _learning_curve(axes, points, places, right, _CURVES[number % len(_CURVES)], 0.035 * (number - 2.5))
+    lowest = min(min(point.low, *point.accuracies) for points in curves.values() for point in points)
+    bottom = 10 * math.floor(9.5 * lowest)  # a little below the lowest point
+    _percent_axis(axes, bottom if bottom >= 50 else 0)
+    axes.set_xlim(-1.35, right + 0.12)
+    _name_curves(axes, {name: 100 * points[-1].mean for name, points in curves.items()}, right)
+    title = "What to do with N labelled pictures: accuracy on the test split, with 95 % interval"
+    axes.set_title(title, loc="left", fontsize=12, color=DARK, pad=12)
+    axes.set_xticks([places[size] for size in (0, *sizes)], [f"{size:,}" for size in (0, *sizes)])
+    axes.tick_params(axis="x", labelsize=10, labelcolor=DARK)
+    axes.set_xlabel("labelled pictures", fontsize=10, color=DARK)
     save(rasterised(figure), path)
 
 
+def _learning_curve(
+    axes: "Axes", points: Sequence[Labelled], places: Mapping[int, float], right: float, colour: str, shift: float
+) -> None:
+    """Draws one curve. `shift` moves its intervals and dots sideways, so that those of one size stand side by side."""
+    x = [places[point.labels] + shift for point in points]
+    means = [100 * point.mean for point in points]
+    if points[-1].labels == 0:
+        axes.plot([x[0], right + 0.12], means * 2, color=colour, linewidth=1.6, linestyle=(0, (5, 2)))
+    else:
+        axes.plot(x, means, color=colour, linewidth=1.8)
+    axes.plot(x, means, color=colour, marker="o", markersize=5, linestyle="none")
+    low, high = [100 * point.low for point in points], [100 * point.high for point in points]
+    axes.vlines(x, low, high, color=colour, linewidth=1.3)
+    for place, point in zip(x, points, strict=True):
+        if len(point.accuracies) > 1:
+            dots = [100 * accuracy for accuracy in point.accuracies]
+            axes.plot(
+                [place] * len(dots),
+                dots,
+                color=colour,
+                marker="o",
+                markersize=6,
+                alpha=0.25,
+                markeredgewidth=0,
+                linestyle="none",
+            )
+
+
+def _name_curves(axes: "Axes", ends: Mapping[str, float], right: float) -> None:
+    """Writes each curve's name to the right of its end, moved up or down where two would overlap."""
+    low, high = axes.get_ylim()
+    room = _LINE * (high - low) / 330  # 330 points are about the height of the axes
+    heights = _apart(list(ends.values()), room)
+    for number, ((name, end), height) in enumerate(zip(ends.items(), heights, strict=True)):
+        colour = _CURVES[number % len(_CURVES)]
+        axes.plot(
+            [right + 0.15, right + 0.35],
+            [end, height],
+            color=colour,
+            linewidth=0.8,
+            clip_on=False,
+            solid_capstyle="butt",
+        )
+        axes.annotate(
+            f"{name}  {end:.1f} %",
+            (right + 0.35, height),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=10.5,
+            annotation_clip=False,
+        )
+
+
 def _apart(values: Sequence[float], least: float) -> list[float]:
-    """The values, moved down where needed so that they differ by at least `least`; the largest stays."""
+    """The values, moved as little as possible so that they differ by at least `least` and keep their order."""
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    # Less `least` for each value below, they may be equal but must not fall: where they do, they take their mean.
+    blocks: list[tuple[float, int]] = []  # mean, and how many values have it
+    for rank, index in enumerate(order):
+        mean, count = values[index] - rank * least, 1
+        while blocks and blocks[-1][0] > mean:
+            before, n = blocks.pop()
+            mean, count = (before * n + mean * count) / (n + count), n + count
+        blocks.append((mean, count))
+    means = [mean for mean, count in blocks for _ in range(count)]
     moved = list(values)
-    order = sorted(range(len(values)), key=lambda index: -values[index])
-    for above, below in pairwise(order):
-        moved[below] = min(moved[below], moved[above] - least)
+    for rank, index in enumerate(order):
+        moved[index] = means[rank] + rank * least
     return moved

@@ -24,7 +24,7 @@ def measure() -> "pd.DataFrame":
     probabilities (the total variation distance), on average. Both are NaN if final_eval has no probabilities.
 
     Writes it to plots/edge/quantization.csv, the row of the exported classifier with its `greedy_agreement` to
-    plots/edge/details.json, and `mb` and `changed` of that row to metrics/edge.json. If nothing was exported, the table
+    plots/edge/details.json, and `changed` of that row to metrics/edge.json. If nothing was exported, the table
     and the metrics are empty and details.json says why.
     """
     import pandas as pd
@@ -42,7 +42,7 @@ def measure() -> "pd.DataFrame":
     table = pd.DataFrame(rows, columns=[*columns, "largest_change", "mean_change"])
     plots.mkdir(parents=True, exist_ok=True)
     table.round(6).to_csv(plots / "quantization.csv", index=False, lineterminator="\n")
-    metrics = {"mb": rows[0]["megabytes"], "changed": rows[0]["changed"]} if rows else {}
+    metrics = {"changed": rows[0]["changed"]} if rows else {}
     shipped = {key: value for key, value in rows[0].items() if value == value} if rows else {}  # without NaN
     json_files.write(plots / "details.json", shipped | notes)
     json_files.write("metrics/edge.json", metrics)

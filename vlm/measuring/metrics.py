@@ -1,10 +1,11 @@
 """Computes metrics from predictions. All samples count: an answer that is not a label is a wrong answer."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from vlm.config.errors import InputError
-from vlm.evaluation import temperature
+from vlm.evaluation import calibration
 from vlm.evaluation.intervals import wilson
 from vlm.measuring.answers import Predictions
 
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from vlm.config.task import Task
 
 
-def of(predictions: Predictions, task: "Task", fitted: float | None = None) -> dict[str, float | int]:
+def of(predictions: Predictions, task: "Task", found: Mapping[str, Any]) -> dict[str, float | int]:
     """All metrics that apply to the predictions: those of probabilities if there are any, else those of raw answers.
 
-    `fitted` is the temperature from the validation split; None leaves out the calibrated metrics. Raises InputError if
-    there are no answers.
+    `found` is the content of predictions/<name>.json: if it has a calibration (vlm/evaluation/calibration.py), there
+    are calibrated metrics; if it has a label prior, there are those of the answers before it was corrected. Raises
+    InputError if there are no answers.
     """
     if predictions.frame.empty:
         raise InputError(f"predictions/{predictions.name}.parquet: has no answers; is {predictions.data} empty?")
@@ -28,8 +30,10 @@ def of(predictions: Predictions, task: "Task", fitted: float | None = None) -> d
         values |= posterior(predictions)
     else:
         values |= lenient(predictions, task)
-    if fitted is not None:
-        values |= calibrated(predictions, fitted)
+    if "temperature" in found:
+        values |= calibrated(predictions, found)
+    if "prior" in found:
+        values |= plain(predictions)
     return values
 
 
@@ -87,15 +91,25 @@ def posterior(predictions: Predictions) -> dict[str, float]:
     return values
 
 
-def calibrated(predictions: Predictions, fitted: float) -> dict[str, float]:
-    """calibrated_log_loss, calibrated_brier_score and calibrated_ece: `posterior` after temperature scaling.
+def calibrated(predictions: Predictions, fitted: Mapping[str, Any]) -> dict[str, float]:
+    """accuracy with its interval (low, high), log_loss, brier_score and ece of calibrated answers, as calibrated_*.
 
-    `fitted` is the temperature (vlm/evaluation/temperature.py).
+    `fitted` is what vlm/evaluation/calibration.py fitted on validation. A temperature alone changes no answer.
     """
-    scaled = temperature.apply(predictions.frame["probabilities"], fitted)
-    frame = predictions.frame.assign(probabilities=list(scaled))
-    after = posterior(Predictions(predictions.name, frame, predictions.labels))
-    return {f"calibrated_{name}": after[name] for name in ("log_loss", "brier_score", "ece")}
+    scaled = calibration.apply(predictions.frame["probabilities"], fitted)
+    best = [predictions.labels[label] for label in scaled.argmax(1)]
+    frame = predictions.frame.assign(probabilities=list(scaled), predicted=best)
+    return _selected("calibrated", Predictions(predictions.name, frame, predictions.labels))
+
+
+def plain(predictions: Predictions) -> dict[str, float]:
+    """The same, as plain_*, of the answers before the label prior was corrected."""
+    return _selected("plain", predictions.plain())
+
+
+def _selected(prefix: str, predictions: Predictions) -> dict[str, float]:
+    values = classification(predictions) | posterior(predictions)
+    return {f"{prefix}_{name}": values[name] for name in ("accuracy", "low", "high", "log_loss", "brier_score", "ece")}
 
 
 def reliability(confidence: "np.ndarray", right: "np.ndarray", bins: int = 15) -> list[tuple[int, float, float]]:

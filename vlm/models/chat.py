@@ -50,6 +50,7 @@ def _require_no_special_tokens(processor: "ProcessorMixin", task: Task) -> None:
     special = [*processor.tokenizer.all_special_tokens, getattr(processor, "image_token", None)]
     texts = {"prompt.system": task.prompt.system or "", "prompt.user": task.prompt.user}
     texts |= {"labels": "\n".join(task.labels)}
+    texts |= {key: "\n".join(of.values()) for key, of in (("words", task.words), ("descriptions", task.descriptions))}
     for key, text in texts.items():
         for token in filter(None, special):
             if token in text:

@@ -1,4 +1,4 @@
-"""Loads a model with its processor and, if given, an adapter."""
+"""Loads a model with its processor and, if given, what it was fine-tuned to: an adapter or a whole model."""
 
 import json
 import os
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # What a processor returns for the text; all else that it returns is for the pictures.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _WEIGHTS = "model*.safetensors"
+# In the folder of a model whose own weights were fine-tuned: the id and revision of the model that it was before.
+BASE_FILE = "base_model.json"
 
 
 def load(
@@ -32,30 +34,32 @@ def load(
     """Returns the model in evaluation mode, on the GPU if there is one, else the CPU, and its processor, left-padding.
 
     An adapter is merged into the weights, which is faster, unless `merged` is false: then the model is a PeftModel.
+    `adapter` can also be the folder of a model whose own weights were fine-tuned; that model is returned.
 
     Raises InputError for a pinned model that has changed, one that cannot be loaded or needs more than this GPU's
-    memory, and for a folder that is not an adapter or is one for another model.
+    memory, and for a folder that is neither an adapter nor such a model, or one of another base model.
     """
     config = pins.resolved_model(config)
+    whole = adapter is not None and is_whole_model(adapter)
     if adapter is not None:
-        _verify_adapter(adapter, config)
+        _verify_adapter(adapter, config, whole)
     quiet_libraries()
     import torch
     from transformers import AutoModelForImageTextToText
 
     processor = load_processor(config, image)
-    _require_memory(config, require_files(config))
+    _require_memory(config, Path(adapter) if whole else require_files(config))
     with _one_line_errors(config):
         model = AutoModelForImageTextToText.from_pretrained(
-            config.folder or config.id,
-            revision=hub_revision(config),
+            adapter if whole else config.folder or config.id,
+            revision=None if whole else hub_revision(config),
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
             use_safetensors=True,
             local_files_only=True,
         )
     model = model.to(device())  # before the merge, which is slow on a CPU
-    if adapter is not None:
+    if adapter is not None and not whole:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
@@ -63,13 +67,20 @@ def load(
     return model.eval(), processor
 
 
-def _verify_adapter(adapter: str, config: ModelConfig) -> None:
-    file = Path(adapter, "adapter_config.json")
+def is_whole_model(adapter: str) -> bool:
+    """Whether a fine-tune's folder holds a model of its own (finetune.method: full) and not an adapter."""
+    return Path(adapter, BASE_FILE).exists()
+
+
+def _verify_adapter(adapter: str, config: ModelConfig, whole: bool) -> None:
+    file, key = Path(adapter, "adapter_config.json"), "base_model_name_or_path"
+    if whole:
+        file, key = Path(adapter, BASE_FILE), "id"
     if not file.exists():
         raise InputError(f"{adapter}: is no adapter, it has no {file.name}; `dvc repro finetune` makes one")
-    base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = json.loads(file.read_text(encoding="utf-8"))[key]
     if base != config.id:
-        raise InputError(f"{file}: base_model_name_or_path: {base!r} is not the model {config.name}, {config.id!r}")
+        raise InputError(f"{file}: {key}: {base!r} is not the model {config.name}, {config.id!r}")
 
 
 def load_processor(config: ModelConfig, image: ImageParams) -> "ProcessorMixin":

@@ -106,21 +106,36 @@ def _classifier(inverse_penalty: float, several: bool) -> "ClassifierMixin":
 
 
 def best_inverse_penalty(train: Samples, validation: Samples, fitted: Callable[[], None]) -> float:
-    """The value of C with the lowest log loss on validation, searched from strong to weak penalties.
+    """The value of C with the lowest log loss on validation. Calls `fitted` after every fit."""
 
-    Calls `fitted` after every fit. The loss falls and then rises as the penalty gets weaker, so the search ends soon
-    after the lowest one: the weakest penalties take the longest to fit.
+    def loss(inverse_penalty: float) -> float:
+        found = validation.log_loss(linear(train, inverse_penalty)(validation.features))
+        fitted()
+        return found
+
+    return _search(loss)
+
+
+def cross_validated_inverse_penalty(samples: Samples) -> float:
+    """The value of C with the lowest log loss on `samples` themselves, `cross_fitted`."""
+    return _search(lambda inverse_penalty: samples.log_loss(cross_fitted(samples, inverse_penalty)))
+
+
+def _search(loss: Callable[[float], float]) -> float:
+    """The value of C with the lowest loss, searched from strong to weak penalties.
+
+    The loss falls and then rises as the penalty gets weaker, so the search ends soon after the lowest one: the weakest
+    penalties take the longest to fit.
     """
     losses: list[float] = []
     for inverse_penalty in _INVERSE_PENALTIES:
-        losses.append(validation.log_loss(linear(train, inverse_penalty)(validation.features)))
-        fitted()
+        losses.append(loss(inverse_penalty))
         if len(losses) - 1 - losses.index(min(losses)) >= _WORSE:
             break
     return _INVERSE_PENALTIES[losses.index(min(losses))]
 
 
-def cross_fitted(train: Samples, inverse_penalty: float, fitted: Callable[[], None]) -> "np.ndarray":
+def cross_fitted(train: Samples, inverse_penalty: float, fitted: Callable[[], None] = lambda: None) -> "np.ndarray":
     """Out-of-sample probabilities, (samples, labels), for the training split itself.
 
     Each of FOLDS folds is answered by a linear probe that is fitted to the others. A label of which another fold has no

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 
+from vlm.config.decisions import Decisions
 from vlm.config.errors import InputError
-from vlm.config.task import Decisions, Task
+from vlm.config.task import Task
 from vlm.sources.near_duplicates import Swallowed
 from vlm.sources.pool import Pool
 from vlm.sources.report import count

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from vlm.config.decisions import Decisions
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Progress
-from vlm.config.task import Decisions
 from vlm.sources import pictures, splits
 from vlm.sources.near_duplicates import NearDuplicates, Swallowed
 from vlm.sources.pool import Pool

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlm.config.decisions import Decisions, load_decisions
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Log, Progress
 from vlm.config.params import PrepareParams
-from vlm.config.task import Decisions, Task, load_decisions
+from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.data.dataset import Row
 from vlm.sources import badges, checks

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlm.config.task import Decisions
+from vlm.config.decisions import Decisions
 from vlm.sources.pictures import Inspection
 
 

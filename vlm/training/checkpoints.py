@@ -25,7 +25,8 @@ def _is_complete(checkpoint: Path) -> bool:
 
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())  # the trainer writes it last
-        with safe_open(checkpoint / "adapter_model.safetensors", "pt"):
+        adapter, whole = checkpoint / "adapter_model.safetensors", checkpoint / "model.safetensors"
+        with safe_open(whole if whole.exists() else adapter, "pt"):
             pass
     except (OSError, ValueError, SafetensorError):
         return False

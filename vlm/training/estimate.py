@@ -18,13 +18,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from vlm.config import pins
 from vlm.config.errors import InputError
 from vlm.config.models import ModelConfig
-from vlm.config.params import LoraParams, Params
+from vlm.config.params import FinetuneParams, Params
 from vlm.data import dataset
 from vlm.evaluation import batching
 from vlm.evaluation.trie import turn_tokens
 from vlm.models import loading
 from vlm.training import lora
-from vlm.training.footprint import PATTERN_KEY, Footprint, adapted, autocast, count
+from vlm.training.footprint import PATTERN_KEY, Footprint, autocast, count, trainable
 
 
 def of_params(params: Params, data: str) -> Footprint:
@@ -35,28 +35,34 @@ def of_params(params: Params, data: str) -> Footprint:
     processor = loading.load_processor(model, params.image)
     prompt = max(batching.Loader(data, processor, params.task).lengths())
     answer = max(map(len, turn_tokens(processor, params.task)))
-    return estimated(model, folder, params.finetune.lora, prompt, answer)
+    return estimated(model, folder, params.finetune, prompt, answer)
 
 
-def estimated(config: ModelConfig, folder: Path, knobs: LoraParams, prompt: int, answer: int) -> Footprint:
+def estimated(config: ModelConfig, folder: Path, knobs: FinetuneParams, prompt: int, answer: int) -> Footprint:
     """The footprint of training a model, given config.json in `folder` and the tokens of its longest prompt and answer.
 
     It leaves out what is saved in the projector, a few per cent. Raises InputError if the vision tower is trained too:
     only the loaded model can tell what that saves, because it depends on the pictures.
     """
     dtype = getattr(torch, config.dtype)
+    whole = knobs.method == "full"
     attention = "eager" if config.attention == "eager" else "sdpa"  # other fused kernels save the same as sdpa
     with torch.device("meta"):
         base = AutoModelForImageTextToText.from_config(
-            AutoConfig.from_pretrained(folder), dtype=dtype, attn_implementation=attention
+            AutoConfig.from_pretrained(folder),
+            dtype=torch.float32 if whole else dtype,
+            attn_implementation=attention,
         )
-        pattern = lora.pattern_for(base, knobs.modules, config.lora_modules, PATTERN_KEY)
-        lora.matched_modules(base, pattern, PATTERN_KEY)
-        model = adapted(base, knobs, pattern)
+        pattern = None
+        if not whole:
+            pattern = lora.pattern_for(base, knobs.lora.modules or config.lora_parts, config.lora_modules, PATTERN_KEY)
+            lora.matched_modules(base, pattern, PATTERN_KEY)
+        model = trainable(base, knobs, pattern)
     trained = {lora.part(name) for name, p in model.named_parameters() if p.requires_grad}
     if "vision" in trained:
         raise InputError(
-            "params.yaml: finetune.lora: what a trained vision tower needs is only known when the job runs"
+            f"params.yaml: finetune.{'lr_scale' if whole else 'lora'}: what a trained vision tower needs is only known "
+            "when the job runs"
         )
     decoder = base.get_decoder()
     # A GPU's tensors, because dropout and our LoRA layers save other things on a CPU.
@@ -64,10 +70,10 @@ def estimated(config: ModelConfig, folder: Path, knobs: LoraParams, prompt: int,
         _replace_tensors(model, lambda like: torch.empty(like.shape, dtype=like.dtype, device="cuda"))
         shape = (1, prompt + answer)
         mask = torch.ones(shape, dtype=torch.long, device="cuda")
-        embedded = torch.empty(*shape, decoder.config.hidden_size, dtype=dtype, device="cuda")
-        embedded.requires_grad_("projector" in trained)
+        embedded = torch.empty(*shape, decoder.config.hidden_size, dtype=base.dtype, device="cuda")
+        embedded.requires_grad_("projector" in trained or whole)
         saved = count(model, lambda: decoder(inputs_embeds=embedded, attention_mask=mask, use_cache=False))
-        return Footprint.of(model, saved, answer)
+        return Footprint.of(model, saved, answer, knobs.optimizer, dtype)
 
 
 @contextmanager

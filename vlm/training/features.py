@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # Pictures that go through the tower together. A constant, because which ones do affects the last digits of a result.
 _AT_ONCE = 16
@@ -162,7 +163,8 @@ def precompute(
                 os.fsync(written)  # before the features are marked as complete
     processes.wait_for_everyone()
     complete.touch()
-    setattr(loaded.base_model, _TOWER, _pass_through())
+    # The tower itself stays, so that checkpoints of the whole model have its weights.
+    getattr(loaded.base_model, _TOWER).forward = _pass_through
     return found
 
 
@@ -245,10 +247,9 @@ def _replaceable(
     """Whether the model computes the same from the tower's last hidden state as from the pixels: `projected`."""
     import torch
 
-    base = loaded.base_model
-    tower = getattr(base, _TOWER)
+    tower = getattr(loaded.base_model, _TOWER)
     with torch.inference_mode():
-        setattr(base, _TOWER, _pass_through())
+        tower.forward = _pass_through
         try:
             found = _project(loaded, {**inputs, "pixel_values": state})
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -256,17 +257,12 @@ def _replaceable(
                 raise
             return False  # it needs pixels, or other layers of the tower
         finally:
-            setattr(base, _TOWER, tower)
+            del tower.forward  # the class's own again
     return torch.equal(found, projected)
 
 
-def _pass_through() -> "torch.nn.Module":
-    """A stand-in for the tower that returns its input: the tower's outputs, passed to it as pixels."""
-    import torch
+def _pass_through(pixel_values: "torch.Tensor", **_: Any) -> "BaseModelOutputWithPooling":
+    """A tower's forward that returns its input: the tower's outputs, passed to it as pixels."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    class PassThrough(torch.nn.Module):
-        def forward(self, pixel_values: "torch.Tensor", **_: Any) -> BaseModelOutputWithPooling:
-            return BaseModelOutputWithPooling(last_hidden_state=pixel_values)
-
-    return PassThrough()
+    return BaseModelOutputWithPooling(last_hidden_state=pixel_values)

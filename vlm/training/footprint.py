@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.config.errors import InputError
 from vlm.config.events import Emit, Log
-from vlm.config.params import GradientCheckpointing, LoraParams
+from vlm.config.params import FinetuneParams, GradientCheckpointing
 from vlm.evaluation import batching
 from vlm.evaluation.trie import turn_tokens
 from vlm.models import loading, memory
-from vlm.training import lora
+from vlm.training import full, lora
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm.training.job import FineTuning
 
@@ -30,8 +30,10 @@ PATTERN_KEY = "params.yaml: finetune.lora.modules"
 _CONTEXT = 1.0e9  # bytes: CUDA's context, kernels, workspaces of cuBLAS and NCCL, a batch of pictures
 _FRAGMENTATION = 0.1  # what torch's allocator reserves and cannot use, as a fraction of what it hands out
 
-# Parameter, gradient and AdamW's two moments, each as large as the parameter: 16 bytes a parameter in float32.
-_COPIES_OF_TRAINED = 4
+# Parameter, gradient and AdamW's two moments, each as large as the parameter: 16 bytes a parameter in float32. In 8
+# bits a moment has a quarter of the size; the trainer keeps those of embeddings in 32.
+_COPIES_OF_TRAINED = 4.0
+_COPIES_IN_8_BITS = 2.5
 # A logit in bfloat16 and float32, its log-probability in float32, and the gradients of the last two: 2 + 4 * 3 + 2.
 _BYTES_PER_LOGIT = 16
 
@@ -62,19 +64,37 @@ class Footprint:
     """What a step of fine-tuning keeps in a GPU's memory, in bytes."""
 
     weights: int  # frozen parameters and buffers, in their dtype
-    trained: int  # trained parameters, their gradients and the optimizer's state
+    trained: int  # trained parameters, their gradients, the optimizer's state, and copies in the dtype of autocast
     saved: Saved  # for one sample of the longest prompt and answer
     logits: int  # for the tokens of one answer
 
     @classmethod
-    def of(cls, model: "PeftModel", saved: Saved, answer: int) -> "Footprint":
-        """The footprint of a model that saves `saved` bytes for a sample whose answer has `answer` tokens."""
+    def of(
+        cls,
+        model: "PeftModel | PreTrainedModel",
+        saved: Saved,
+        answer: int,
+        optimizer: str,
+        dtype: "torch.dtype",
+    ) -> "Footprint":
+        """The footprint of a model that saves `saved` bytes for a sample whose answer has `answer` tokens.
+
+        `optimizer` is params.yaml's, `dtype` that of matrix products. The logits are those of the loss on tokens; on
+        labels they are fewer.
+        """
+        import torch
+
         parameters = list(model.parameters())
         fixed = [*(p for p in parameters if not p.requires_grad), *model.buffers()]
-        vocabulary = model.get_base_model().get_output_embeddings().weight.shape[0]
+        trained = [p for p in parameters if p.requires_grad]
+        copies = sum(p.numel() * dtype.itemsize for p in trained if p.dtype != dtype)
+        tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+        whole = tables if optimizer == "adamw_8bit" else set(map(id, trained))  # in 32 bits
+        states = sum(p.nbytes * (_COPIES_OF_TRAINED if id(p) in whole else _COPIES_IN_8_BITS) for p in trained)
+        vocabulary = lora.inside(model).get_output_embeddings().weight.shape[0]
         return cls(
             weights=sum(tensor.nbytes for tensor in fixed),
-            trained=_COPIES_OF_TRAINED * sum(p.nbytes for p in parameters if p.requires_grad),
+            trained=round(states) + copies,
             saved=saved,
             logits=answer * vocabulary * _BYTES_PER_LOGIT,
         )
@@ -91,11 +111,20 @@ class Footprint:
         return in_use * (1 + _FRAGMENTATION) + _CONTEXT
 
 
-def split(job: "FineTuning", batch: int, gpu_memory: int | None, processes: int, emit: Emit) -> MicroBatch:
+def split(
+    job: "FineTuning",
+    batch: int,
+    gpu_memory: int | None,
+    processes: int,
+    emit: Emit,
+    loaded: "tuple[PreTrainedModel, ProcessorMixin] | None" = None,
+) -> MicroBatch:
     """How each of a job's `processes` splits its `batch` samples of a step, so that they fit into `gpu_memory` bytes.
 
     Without a GPU (None) nothing is chosen. Measures the job's model and says what is chosen; all processes choose the
-    same. Raises InputError if nothing fits, unless finetune.micro_batch says what to try.
+    same. `loaded` is what `job.load()` has returned, if it was called already.
+
+    Raises InputError if nothing fits, unless finetune.micro_batch says what to try.
     """
     import torch
 
@@ -106,7 +135,7 @@ def split(job: "FineTuning", batch: int, gpu_memory: int | None, processes: int,
     nothing = len(choices) + 1  # not even a forward pass
     need = None
     try:
-        need = of_job(job)
+        need = of_job(job, loaded)
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -170,54 +199,69 @@ def smaller(failed: MicroBatch, batch: int, checkpointing: GradientCheckpointing
     return MicroBatch(1, True) if checkpointing == "auto" and not failed.checkpointing else None
 
 
-def of_job(job: "FineTuning") -> Footprint:
-    """The footprint of a job, measured on its model with the longest prompt of its training split."""
+def of_job(job: "FineTuning", loaded: "tuple[PreTrainedModel, ProcessorMixin] | None" = None) -> Footprint:
+    """The footprint of a job, measured on its model with the longest prompt of its training split.
+
+    `loaded` is what `job.load()` has returned, if it was called already; the model's layers are left as they were.
+    """
     import torch
 
     from vlm.training.trainer import Collator
 
-    model, processor = loading.load(job.model, job.image)
+    model, processor = loaded or job.load()
     job.lora_modules(model)  # refuses what PEFT would not
-    pattern = lora.pattern_for(model, job.finetune.lora.modules, job.model.lora_modules, PATTERN_KEY)
     load = batching.Loader(job.train, processor, job.task)
     lengths = load.lengths()
     (row,) = load.reader.rows([lengths.index(max(lengths))])
     answers = dict(zip(job.task.labels, turn_tokens(processor, job.task), strict=True))
     label = max(answers, key=lambda name: len(answers[name]))
     batch = Collator(processor, job.task)([{"image": batching.decoded(row.image), "label": label}])
-    return measured(adapted(model, job.finetune.lora, pattern), batch, getattr(torch, job.model.dtype))
+    made = trainable(model, job.finetune, job.pattern(model))
+    try:
+        return measured(made, batch, getattr(torch, job.model.dtype), job.finetune.optimizer)
+    finally:
+        if made is not model:
+            made.unload()
+        model.eval()
 
 
-def adapted(model: "PreTrainedModel", knobs: LoraParams, pattern: str) -> "PeftModel":
-    """The model with LoRA layers as the trainer adds them, in training mode."""
+def trainable(model: "PreTrainedModel", knobs: FinetuneParams, pattern: str | None) -> "PeftModel | PreTrainedModel":
+    """The model as the trainer prepares it, in training mode: with LoRA layers, or with trainable weights (None)."""
     from peft import get_peft_model
 
     from vlm.training import fast_lora
 
-    made = get_peft_model(model, lora.config(knobs, pattern))
+    if pattern is None:
+        full.unfreeze(model, knobs.lr_scale)
+        return model.train()
+    made = get_peft_model(model, lora.config(knobs.lora, pattern))
     fast_lora.make_fast(made)
     return made.train()
 
 
-def measured(model: "PeftModel", batch: Mapping[str, "torch.Tensor"], dtype: "torch.dtype") -> Footprint:
+def measured(
+    model: "PeftModel | PreTrainedModel", batch: Mapping[str, "torch.Tensor"], dtype: "torch.dtype", optimizer: str
+) -> Footprint:
     """The footprint of training `model` on samples like that in `batch`, the collator's batch of one sample.
 
     Counts a forward pass under autocast to `dtype`, in which nothing is kept: it needs as much memory as inference.
     """
-    inner = model.get_base_model()
-    inputs = loading.to_device({name: value for name, value in batch.items() if name != "labels"}, inner)
+    inner = lora.inside(model)
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "edges")}
+    inputs = loading.to_device(inputs, inner)
     # Batches are padded. Without padding transformers drops the mask, and then another attention kernel runs.
     inputs["attention_mask"] = inputs["attention_mask"].clone()
     inputs["attention_mask"][:, 0] = 0
     with autocast(inner.device.type, dtype):
         saved = count(model, lambda: inner.base_model(**inputs, use_cache=False))
-    return Footprint.of(model, saved, int((batch["labels"] != -100).sum()))
+    return Footprint.of(model, saved, int((batch["labels"] != -100).sum()), optimizer, dtype)
 
 
 def count(model: "torch.nn.Module", forward: Callable[[], object]) -> Saved:
     """The bytes that autograd saves of the pass of `model` that `forward` runs.
 
-    Tensors that share a storage count once, parameters and buffers not at all.
+    Tensors that share a storage count once, parameters, buffers and copies of parameters in another dtype, which do not
+    depend on the number of samples, not at all.
     """
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
@@ -232,7 +276,7 @@ def count(model: "torch.nn.Module", forward: Callable[[], object]) -> Saved:
         storage = StorageWeakRef(tensor.untyped_storage())
         if storage not in seen:
             seen.add(storage)
-            total += tensor.untyped_storage().nbytes()
+            total += 0 if _is_copy_of_parameter(tensor) else tensor.untyped_storage().nbytes()
 
     inputs, before, inside = [], [], []
 
@@ -256,6 +300,16 @@ def count(model: "torch.nn.Module", forward: Callable[[], object]) -> Saved:
     # A frozen layer saves nothing, and its input is not kept either.
     kept = sum(size for size, saved in zip(inputs, inside, strict=True) if saved)
     return Saved(total, total - sum(inside) + kept, max(inside, default=total))
+
+
+def _is_copy_of_parameter(tensor: "torch.Tensor") -> bool:
+    """Whether a tensor is a trained parameter in another dtype, as autocast makes them, possibly transposed."""
+    step = tensor.grad_fn
+    while step is not None and step.name() in ("ToCopyBackward0", "TBackward0", "TransposeBackward0", "ViewBackward0"):
+        (step, _), *_ = step.next_functions
+        if hasattr(step, "variable"):  # an AccumulateGrad, which belongs to a parameter
+            return True
+    return False
 
 
 @contextmanager

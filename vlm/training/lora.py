@@ -27,6 +27,13 @@ def part(name: str) -> str:
     return "vision" if _VISION.search(name) else "language"
 
 
+def inside(model: "PeftModel | PreTrainedModel") -> "PreTrainedModel":
+    """The model without PEFT's wrapper, if it has one; LoRA layers stay in it."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def derived_pattern(model: "PreTrainedModel", wanted: str) -> str | None:
     """An anchored regular expression for a part's linear layers; None if the part has none.
 

@@ -17,14 +17,14 @@ _SCALARS = {
     "eval_accuracy": "eval/accuracy",
     "eval_log_loss": "eval/log_loss",
 }
-_DIVERGED = 20.0  # nats per token; a uniform guess over a 65k vocabulary has 11
 
 
 class Reporter(TrainerCallback):
-    """Turns the trainer's steps and logs into events, and raises InputError if the loss has diverged."""
+    """Turns the trainer's steps and logs into events, and raises InputError if the loss is not below `diverged`."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, diverged: float) -> None:
         self._emit = emit
+        self._diverged = diverged
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -46,7 +46,7 @@ class Reporter(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         loss = logs.get("loss", logs.get("eval_loss"))
-        if loss is not None and not (math.isfinite(loss) and loss < _DIVERGED):
+        if loss is not None and not (math.isfinite(loss) and loss < self._diverged):
             raise InputError(
                 f"params.yaml: finetune.learning_rate: the loss is {loss} at step {state.global_step} with a "
                 f"learning rate of {args.learning_rate:g}: training diverged; try a smaller one"

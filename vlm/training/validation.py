@@ -5,17 +5,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vlm.config.events import Emit, Log
+from vlm.config.params import Loss
 from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching
 from vlm.evaluation.intervals import wilson
 from vlm.evaluation.posterior import Posterior
+from vlm.training import lora
 
 if TYPE_CHECKING:
     import numpy as np
     from accelerate import PartialState
     from peft import PeftModel
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm.training.features import Features
 
@@ -60,16 +62,37 @@ def _most_common(counts: Counter[int]) -> list[int]:
     return chosen
 
 
-def no_better_than_constant(data: str, rows: Sequence[int], accuracy: float) -> str | None:
-    """A warning if `accuracy` on `rows` of a split is not above that of always giving their most common label."""
+def no_better_than_constant(data: str, rows: Sequence[int], accuracy: float, what: str, loss: Loss) -> str | None:
+    """A warning if `accuracy` on `rows` of a split is not above that of always giving their most common label.
+
+    `what` has that accuracy, after training with `loss`.
+    """
     _, labels = dataset.ids_and_labels(data)
     (label, count), *_ = Counter(labels[row] for row in rows).most_common(1)
     if accuracy > count / len(rows):
         return None
+    other = "finetune.loss: labels, " if loss == "tokens" else ""
     return (
-        f"warning: the best checkpoint is right for {accuracy * len(rows):.0f} of {len(rows)} validation samples, and "
-        f"always answering {label!r} for {count}: it has not learned to tell the labels apart"
+        f"warning: {what} is right for {accuracy * len(rows):.0f} of {len(rows)} validation samples, and always "
+        f"answering {label!r} for {count}: it has not learned to tell the labels apart; try {other}a lower "
+        "finetune.learning_rate or more finetune.epochs"
     )
+
+
+def is_midway(earlier: Sequence[int], step: int, steps: int) -> bool:
+    """Whether to warn of no progress after the pass at `step` of `steps`, given the steps of the passes before it.
+
+    That is once: after the second pass or the first in the second half, whichever comes first. It is not after the last
+    pass, because the best checkpoint is judged then.
+    """
+    if step >= steps or len(earlier) > 1:
+        return False
+    return 2 * earlier[0] < steps if earlier else 2 * step >= steps
+
+
+def selection(right: int, log_loss: float) -> float:
+    """A number that is larger for more right answers, and for as many right answers with a lower log loss."""
+    return right - log_loss / (1 + log_loss)  # the fraction is at least 0 and below 1
 
 
 def validation_rows(data: str, count: int, seed: int) -> list[int]:
@@ -86,7 +109,7 @@ def validation_rows(data: str, count: int, seed: int) -> list[int]:
 
 
 def validate(
-    model: "PeftModel",
+    model: "PeftModel | PreTrainedModel",
     processor: "ProcessorMixin",
     task: Task,
     data: str,
@@ -99,6 +122,7 @@ def validate(
 ) -> dict[str, float]:
     """Returns `accuracy`, its 95 % Wilson interval (`low`, `high`) and `log_loss` (nats) on `rows` of `data`.
 
+    `selection` orders passes by accuracy and, if equal, by log loss.
     `load` returns the model's inputs for rows. A batch that does not fit into memory is split. With n processes, each
     answers every n-th batch; all of them return the whole result. `check` gets the answers and the truth, as indices of
     the task's labels.
@@ -110,7 +134,7 @@ def validate(
 
     _, labels = dataset.ids_and_labels(data)
     truth = np.array([task.labels.index(labels[row]) for row in rows])
-    inner, training = model.get_base_model(), model.training
+    inner, training = lora.inside(model), model.training
     model.eval()
     posterior = Posterior(inner, processor, task)
     found = torch.zeros(len(rows), len(task.labels), dtype=torch.float64)
@@ -130,9 +154,11 @@ def validate(
     right = int((answers == truth).sum())
     low, high = wilson(right, len(rows))
     of_truth = np.maximum(probabilities[np.arange(len(rows)), truth], np.finfo(np.float64).tiny)
+    log_loss = float(-np.log(of_truth).mean())
     return {
         "accuracy": right / len(rows),
         "low": low,
         "high": high,
-        "log_loss": float(-np.log(of_truth).mean()),
+        "log_loss": log_loss,
+        "selection": selection(right, log_loss),
     }

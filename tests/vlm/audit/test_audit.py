@@ -10,8 +10,8 @@ from tests.vlm.audit.samples import encoded, opened, write_splits
 from vlm.audit.audit import SPLITS, audit
 from vlm.audit.label_errors import FEATURES, MODELS
 from vlm.audit.suspects import Sample, Suspect, ranked, write
+from vlm.config.decisions import Decisions
 from vlm.config.errors import InputError
-from vlm.config.task import Decisions
 from vlm.config.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[3]

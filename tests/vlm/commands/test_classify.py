@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vlm.commands import classify
 from vlm.config.errors import InputError
 from vlm.config.params import load_params
+from vlm.evaluation import prior
 from vlm.sources import badges
 
 ROOT = Path(__file__).parents[3]
@@ -81,7 +83,7 @@ def run(*arguments):
 
 
 def test_the_command_reports_unreadable_files_and_continues(photos):
-    done = run(photos, photos / "none.jpg", "--top", "2", "--json")
+    done = run(photos, photos / "none.jpg", "--top", "2", "--json", "--prior", "none")
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {Path(line["file"]).name for line in lines} == {"a.jpg", "b.jpg", "c.jpg"}
@@ -91,7 +93,7 @@ def test_the_command_reports_unreadable_files_and_continues(photos):
     assert any("broken.jpg: " in line for line in errors)
     assert any("none.jpg: does not exist" in line for line in errors)
     shutil.rmtree(photos / "below")
-    done = run(photos / "a.jpg")
+    done = run(photos / "a.jpg", "--prior", "none")
     assert done.returncode == 0
     assert done.stdout.startswith(f"{photos}/a.jpg: ")
     assert done.stdout.count("%") == 3
@@ -128,6 +130,72 @@ def test_a_minimum_confidence_is_a_probability(minimum, printed):
         printed("x.jpg", f"--min-confidence={minimum}")
 
 
+@pytest.fixture
+def in_repository(tmp_path, at_root, monkeypatch):
+    """A folder with params.yaml, the configuration, the embedded model and an empty predictions/."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for name in ("configs", "models"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    (folder / "predictions").mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def classified(capsys, *arguments):
+    """Runs the command in this process; returns the labels of its first picture, and what it writes to stderr."""
+    parser = argparse.ArgumentParser()
+    classify.add_arguments(parser)
+    classify.main(parser.parse_args([*map(str, arguments), "--json", "--top", "31"]))
+    said = capsys.readouterr()
+    labels = json.loads(said.out.splitlines()[0])["labels"]
+    return {entry["label"]: entry["probability"] for entry in labels}, said.err
+
+
+def test_the_label_prior_of_the_evaluation_is_corrected(photos, in_repository, capsys):
+    params = load_params()
+    plain, said = classified(capsys, photos / "a.jpg")
+    assert said == ""
+    weights = np.linspace(1, 3, len(params.task.labels))
+    entry = prior.estimate("batch", [weights / weights.sum()] * 1000) | prior.belongs_to(
+        params.task, params.model, None
+    )
+    file = in_repository / "predictions/structured_eval.json"
+    file.write_text(json.dumps({"image_tokens": 16.0, "prior": entry}))
+    expected = prior.apply([[plain[label] for label in params.task.labels]], prior.offsets(entry))[0]
+    corrected, said = classified(capsys, photos / "a.jpg")
+    assert corrected == pytest.approx(dict(zip(params.task.labels, expected, strict=True)), rel=1e-4)
+    assert said == (
+        "the label prior in predictions/structured_eval.json is corrected; --prior none shows the model's own "
+        "probabilities\n"
+    )
+    assert classified(capsys, photos / "a.jpg", "--prior", "none") == (plain, "")
+    other = file.rename(in_repository / "other.json")
+    assert classified(capsys, photos / "a.jpg")[0] == plain
+    assert classified(capsys, photos / "a.jpg", "--prior", other)[0] == corrected
+
+
+def test_a_label_prior_of_something_else_is_not_used(photos, in_repository, capsys):
+    params = load_params()
+    shorter = params.task.model_copy(update={"labels": params.task.labels[:-1]})
+    entry = prior.estimate("batch", [[1 / 30] * 30]) | prior.belongs_to(shorter, params.model, None)
+    file = Path("predictions/structured_eval.json")
+    file.write_text(json.dumps({"prior": entry}))
+    _, said = classified(capsys, photos / "a.jpg")
+    assert said == (
+        "the label prior in predictions/structured_eval.json belongs to another question; the probabilities are not "
+        "corrected\n"
+    )
+    with pytest.raises(InputError, match=r"\A--prior: predictions/structured_eval\.json: its label prior belongs to "):
+        classified(capsys, photos / "a.jpg", "--prior", file)
+    file.write_text("{}")
+    with pytest.raises(InputError, match=r"\A--prior: predictions/structured_eval\.json: has no label prior; name "):
+        classified(capsys, photos / "a.jpg", "--prior", file)
+    with pytest.raises(InputError, match=r"\Anone\.json: no such file"):
+        classified(capsys, photos / "a.jpg", "--prior", "none.json")
+
+
 def test_every_unreadable_picture_in_a_folder_is_reported(tmp_path, monkeypatch, at_root):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
@@ -154,10 +222,10 @@ def test_every_unreadable_picture_in_a_folder_is_reported(tmp_path, monkeypatch,
 def test_wrong_arguments_are_reported_in_one_line(tmp_path):
     with pytest.raises(InputError, match="has no pictures in it"):
         classify.find([tmp_path])
-    done = run("x.jpg", "--adapter", tmp_path)
+    done = run("x.jpg", "--adapter", tmp_path, "--prior", "none")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "is no adapter" in done.stderr
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "other/model"}')
-    done = run("x.jpg", "--adapter", tmp_path)
+    done = run("x.jpg", "--adapter", tmp_path, "--prior", "none")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "'other/model' is not the model tiny" in done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval"]
+STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval", "edge_eval"]
 
 
 # An nvidia-smi for two GPUs.
@@ -67,7 +67,7 @@ def edit(folder, file, old, new):
 
 def test_a_plan_for_this_machine_uses_times_of_local_runs(checkout):
     table = plan(checkout)
-    assert list(table)[:6] == ["check", *STAGES]
+    assert [name for name in table if name in STAGES] == STAGES
     assert table["measure@final_eval"][:2] == ["yes", ""]
     for stage in STAGES:
         runs, on, _, time, dollars, source = table[stage]
@@ -78,6 +78,25 @@ def test_a_plan_for_this_machine_uses_times_of_local_runs(checkout):
     runtime = json.loads((checkout / "metrics/runtime/finetune.json").read_text())
     minutes, seconds = map(int, table["finetune"][3].split(":")[1:])
     assert 60 * minutes + seconds == pytest.approx(runtime["seconds"], rel=0.05)
+
+
+def test_the_export_runs_here_and_takes_the_time_of_the_last_one(checkout):
+    file = checkout / "metrics/runtime/export.json"
+    before = file.read_text() if file.exists() else None
+    try:
+        file.write_text(json.dumps({"seconds": 21.4}))
+        assert plan(checkout)["export"] == ["yes", "this machine", "", "0:00:21", "0", "here"]
+        file.write_text(json.dumps({"samples": 0, "seconds": 0.0}))  # nothing was exported
+        assert plan(checkout)["export"][:4] == ["yes", "this machine", "", "?"]
+    finally:
+        file.unlink() if before is None else file.write_text(before)
+    edit(checkout, "params.yaml", r"sweep: \[\] ", "sweep: [F16, Q8_0] ")
+    edit(checkout, "params.yaml", r"samples: 600 ", "samples: 100 ")
+    try:
+        assert plan(checkout)["edge_eval"][2] == "300"  # of each of three classifiers
+    finally:
+        edit(checkout, "params.yaml", r"sweep: \[F16, Q8_0\] ", "sweep: [] ")
+        edit(checkout, "params.yaml", r"samples: 100 ", "samples: 600 ")
 
 
 def test_the_time_of_an_earlier_run_is_scaled_by_the_number_of_samples(checkout):
@@ -165,7 +184,7 @@ def test_the_memory_of_gpus_here_is_that_of_the_visible_ones(prepared, tmp_path)
 
 def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu(checkout):
     edit(checkout, "dvc.lock", "model: tiny", "model: 450M")
-    for name, (samples, containers) in {"structured_eval": (380, 1), "final_eval": (340, 2)}.items():
+    for name, (samples, containers) in {"structured_eval": (508, 1), "final_eval": (340, 2)}.items():
         runtime = {"samples": samples, "seconds": 100.0, "gpu": "L4", "gpu_seconds": containers * 130.0}
         runtime |= {"containers": containers}
         (checkout / f"metrics/runtime/{name}.json").write_text(json.dumps(runtime))
@@ -175,9 +194,9 @@ def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu
     edit(checkout, "params.yaml", "model: tiny\n", "model: 450M\n")
     edit(checkout, "params.yaml", "compute: auto ", "compute: modal ")
     table = plan(checkout)
-    assert table["prepare"][1] == "this machine"
-    # 760 samples instead of 380, and 30 s to start; final_eval ran in two containers, each for 100 s
-    assert table["structured_eval"] == ["yes", "Modal, L4", "760", "0:03:50", "0.06", commit]
+    assert {table[stage][1] for stage in ("prepare", "export", "edge_eval")} == {"this machine"}
+    # 1,016 samples instead of 508, 256 of them for the label prior, and 30 s to start; final_eval ran in two containers, each for 100 s
+    assert table["structured_eval"] == ["yes", "Modal, L4", "1016", "0:03:50", "0.06", commit]
     assert table["final_eval"] == ["yes", "Modal, L4", "1360", "0:13:50", "0.22", commit]
     assert table["finetune"][3:] == ["?", "?", "no earlier run of 450M on L4"]
     edit(checkout, "params.yaml", "containers: 1 ", "containers: 4 ")

@@ -56,14 +56,15 @@ if __name__ == "__main__":
         main()
 """
 MICRO = {
-    "epochs: 2": "epochs: 1",
+    "epochs: null": "epochs: 1",
     "batch_size: 16 ": "batch_size: 4 ",
     "eval_steps: 50": "eval_steps: 2",
     "eval_samples: 160": "eval_samples: 8",
     "batch_size: 32": "batch_size: 4",
     "max_new_tokens: 32": "max_new_tokens: 4",
     "outlines_samples: 64": "outlines_samples: 6",
-    "calibrate: false": "calibrate: true",
+    "prior_samples: 256": "prior_samples: 6",
+    "calibrate: none": "calibrate: temperature",
 }
 # Starts `job.py`, sends it a signal when `sign` appears, then starts it again.
 TWICE = """

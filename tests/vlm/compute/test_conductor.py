@@ -304,7 +304,7 @@ def test_a_request_reproduces_its_job(task, tiny, image_params, finetune_params)
         "data/test.parquet",
         engine="posterior",
         validation="data/v.parquet",
-        calibrate=True,
+        calibrate="bias",
     )
     training = FineTuning(task, tiny, image_params, finetune_params, 5, "data/train.parquet", "data/validation.parquet")
     for job in (evaluation, training):
@@ -319,7 +319,10 @@ def test_merging_two_shards_equals_a_run_without_shards(task, tiny, image_params
         engine="posterior",
         outlines_samples=6,
         validation=validation,
-        calibrate=True,
+        calibrate="bias",
+        prior="batch",
+        prior_samples=5,
+        train=validation,
     )  # also with raw answers
     whole, merged = tmp_path / "whole", tmp_path / "merged"
     parts = [tmp_path / "part0", tmp_path / "part1"]

@@ -1,7 +1,10 @@
 import dataclasses
 import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,11 +16,13 @@ from vlm.config.events import Log, Progress, Scalars
 from vlm.evaluation import Evaluation
 from vlm.training.job import FineTuning
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture
 def job(task, tiny, image_params, finetune_params, make_split):
     lora = finetune_params.lora.model_copy(update={"dropout": 0.0})  # each process has its own random numbers
-    knobs = finetune_params.model_copy(update={"epochs": 2, "eval_steps": 4, "lora": lora})
+    knobs = finetune_params.model_copy(update={"loss": "both", "epochs": 2, "eval_steps": 4, "lora": lora})
     split, validation = make_split("train", 16), make_split("test", 8)
     return FineTuning(task, tiny, image_params, knobs, seed=5, train=split, validation=validation)
 
@@ -112,6 +117,7 @@ class Reporting:
 
     def run(self, directory, emit):
         emit(Log(f"{cores.available()} cores"))
+        emit(Log(f"{os.environ['OMP_NUM_THREADS']} threads"))
 
     def answer(self, directory, emit, shard):
         emit(Log("warning: the same"))
@@ -129,7 +135,32 @@ def test_processes_divide_the_cores_and_shards_say_the_same_once(tmp_path):
     assert sorted(texts) == [f"shard {n}: {each} cores, GPU {n + 3}" for n in (0, 1)] + ["warning: the same"]
     texts.clear()
     processes.run(Reporting(), tmp_path, lambda event: texts.append(event.text), 2)
-    assert texts == [f"{each} cores"] * 2
+    assert [text for text in texts if "cores" in text] == [f"{each} cores"] * 2
+
+
+# Starts two processes on a machine of 64 cores, 8 of which this process may use.
+_ON_EIGHT_CORES = """
+import os
+from pathlib import Path
+os.cpu_count, os.sched_getaffinity = lambda: 64, lambda process: set(range(8))
+from vlm.config import cores
+cores._QUOTA = Path("none")
+from tests.vlm.compute.test_processes import Reporting
+from vlm.compute import processes
+processes.run(Reporting(), Path("."), lambda event: print(event.text), 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("users", "each"), [(None, 4), ("3", 3)])
+def test_processes_divide_the_threads_unless_the_user_has_set_their_number(users, each):
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", cores.LIMIT)}
+    environment |= {"OMP_NUM_THREADS": users} if users else {}
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_EIGHT_CORES], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "threads" in line] == [f"{each} threads"] * 2
 
 
 @dataclasses.dataclass(frozen=True)

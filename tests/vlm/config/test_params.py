@@ -18,8 +18,11 @@ modal: {gpu: null, containers: 1, max_dollars: null, timeout: 24, region: null}
 prepare: {train: 100, validation: null, test: 10}
 image: {max_tokens: null, splitting: false}
 evaluation: {batch_size: 8, raw_batch_size: 8, max_new_tokens: 32}
-structured_eval: {engine: posterior, outlines_samples: 64, calibrate: false}
+structured_eval: {engine: posterior, prior: batch, prior_samples: 256, outlines_samples: 64, calibrate: none}
 finetune:
+  method: lora
+  loss: tokens
+  optimizer: adamw
   epochs: 2
   learning_rate: null
   batch_size: 16
@@ -35,8 +38,9 @@ finetune:
   cache_image_features: 16
   track_with: [dvclive]
   lora: {modules: language, r: 8, alpha: 16, dropout: 0.05, rslora: false, dora: false, bias: none}
-final_eval: {adapter: best}
+final_eval: {adapter: best, prior: none}
 robustness: {enabled: false, samples: 200, severities: [1, 5], corruptions: [contrast]}
+prompt_search: {enabled: false, candidates: pets, sample: 50, passes: 8}
 export: {text: Q4_0, vision: Q8_0, samples: null, sweep: []}
 """
 MODEL = """\
@@ -139,6 +143,9 @@ def test_yaml_is_read_as_dvc_reads_it():
         ("sweep: []", "sweep: [F16, F16]", "params.yaml: export.sweep: ['F16', 'F16'] lists 'F16' twice; list everything once"),
         ("vision: Q8_0,", "vision: Q4_K_M,", "params.yaml: export.vision: 'Q4_K_M' should be 'F32', 'F16'"),
         ("micro_batch: null", "micro_batch: 5", "params.yaml: finetune.micro_batch: 5 does not divide finetune.batch_size, 16"),
+        ("learning_rate: null", "learning_rate: 0", "params.yaml: finetune.learning_rate: 0 should be a number above 0, auto or null"),
+        ("learning_rate: null", "learning_rate: best", "params.yaml: finetune.learning_rate: 'best' should be a number above 0, auto or null"),
+        ("loss: tokens", "loss: label", "params.yaml: finetune.loss: 'label' should be 'tokens', 'labels' or 'both'"),
         ("epochs: 2", "epochs: .inf", "params.yaml: finetune.epochs: inf should be a finite number"),
         ("max_tokens: null", "max_tokens: 100000000", "params.yaml: image.max_tokens: 100000000 should be less than or equal to 32768"),
         ("{language: 1.0, projector: 1.0, vision: 1.0}", "{language: 0, projector: 0, vision: 0}", "params.yaml: finetune.lr_scale: 0 for every part trains nothing"),

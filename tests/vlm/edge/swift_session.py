@@ -179,8 +179,12 @@ class Session:
             c.llama_memory_seq_rm(memory, 1, -1, -1)
             c.llama_memory_seq_cp(memory, 0, 1, -1, -1)
             self._decode(path, nodes, position, 1, log_probabilities)
-        sums = [sum(log_probabilities[s[i]][s[i + 1]] for i in range(0, len(s), 2)) for s in answers["steps"]]
-        return np.exp(sums)
+        sums = np.array(answers["offsets"])
+        for label, steps in enumerate(answers["steps"]):
+            for step in range(0, len(steps), 2):
+                sums[label] += log_probabilities[steps[step]][steps[step + 1]]
+        weights = np.exp(sums - sums.max())
+        return weights / weights.sum()
 
     def _prefill(self, width: int, height: int, pixels: bytes) -> int:
         c, multiple = self.c, self.pixels["multiple"]

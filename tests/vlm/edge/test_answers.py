@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.edge.answers import EdgeEvaluation
-from vlm.evaluation import Evaluation
+from vlm.edge.classifier import Classifier
+from vlm.evaluation import Evaluation, prior
 
 
 @pytest.fixture
@@ -35,12 +37,33 @@ def test_the_answers_are_those_of_pytorch(job, tmp_path):
     ).run(reference, lambda event: None)  # fmt: skip
     found, expected = pd.read_parquet(tmp_path / "edge.parquet"), pd.read_parquet(reference / "structured.parquet")
     assert found[["id", "label", "text", "predicted"]].equals(expected[["id", "label", "text", "predicted"]])
+    assert found["plain_probabilities"].isna().all()
     difference = np.abs(np.stack(found["probabilities"]) - np.stack(expected["probabilities"])).max()
     assert 0 < difference < 0.01
     notes = json.loads((tmp_path / "edge.json").read_text())
     assert notes["types"] == "F16+F16" and 0 <= notes["greedy_agreement"] <= 1
     assert notes["bytes"] == sum(file.stat().st_size for file in Path(evaluation.folder).glob("*.gguf"))
     assert json.loads((tmp_path / "runtime.json").read_text())["samples"] == 10
+
+
+def test_the_answers_are_those_of_pytorch_with_the_label_prior_corrected(exported, job, make_split, tmp_path):
+    params, reference, folder = load_params(), tmp_path / "reference", tmp_path / "edge"
+    reference.mkdir()
+    shutil.copytree(exported, folder)
+    evaluation = job(folder=str(folder))
+    corrected = {"prior": "batch", "prior_samples": 12, "train": make_split("train", 12)}
+    Evaluation(
+        params.task, params.model, params.image, 10, data=evaluation.data, engine="posterior", **corrected
+    ).run(reference, lambda event: None)  # fmt: skip
+    entry = json.loads((reference / "structured.json").read_text())["prior"]
+    known = Classifier.load(folder)
+    known.model_copy(update={"offsets": tuple(prior.offsets(entry))}).save(folder)
+    evaluation.run(tmp_path, lambda event: None)
+    found, expected = pd.read_parquet(tmp_path / "edge.parquet"), pd.read_parquet(reference / "structured.parquet")
+    assert found[["id", "label", "text", "predicted"]].equals(expected[["id", "label", "text", "predicted"]])
+    for column in ("probabilities", "plain_probabilities"):
+        assert 0 < np.abs(np.stack(found[column]) - np.stack(expected[column])).max() < 0.01
+    assert np.abs(np.stack(found["probabilities"]) - np.stack(found["plain_probabilities"])).max() > 0.05
 
 
 def test_a_resumed_run_asks_only_about_the_rest_and_ends_the_same(job, tmp_path):

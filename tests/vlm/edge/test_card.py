@@ -28,7 +28,7 @@ def folder(exported, tmp_path_factory) -> Path:
     shutil.copytree(exported, folder, dirs_exist_ok=True)
     classifier = Classifier.load(folder)
     (folder / "labels.gbnf").write_text(classifier.grammar(), encoding="utf-8")
-    (folder / "README.md").write_text(card.text(classifier), encoding="utf-8")
+    (folder / "README.md").write_text(card.text(classifier, 16), encoding="utf-8")
     rng = np.random.default_rng(0)
     for name, size in {"small.png": (60, 90), "large.png": (700, 1100), "narrow.png": (40, 400)}.items():
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
@@ -55,6 +55,17 @@ def test_it_names_sizes_types_and_limits(folder):
     assert "| `mmproj.gguf` | the vision tower and the projector | F16 | 2.17 MB |" in text
     assert "limits of image tokens**, 8 to 16." in text
     assert f"build b{swift.BUILD}" in text
+    assert "llama.cpp answered 16 validation pictures with F16 files" in text
+    assert max(map(len, text.splitlines())) < 250
+
+
+def test_it_says_how_to_correct_the_label_prior_if_there_is_one(folder):
+    classifier = Classifier.load(folder)
+    corrected = classifier.model_copy(update={"offsets": (0.5,) * len(classifier.labels)})
+    without, text = card.text(classifier, 16), card.text(corrected, 1)
+    assert "offset" not in without and "This is greedy decoding, see 4 above." in without
+    assert "5. **Correct the label prior**" in text and "This is greedy decoding, see 4 and 5 above." in text
+    assert "answered 1 validation picture with" in text
     assert max(map(len, text.splitlines())) < 250
 
 

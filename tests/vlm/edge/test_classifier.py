@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.edge.classifier import Classifier, grammar
+from vlm.evaluation import prior
 from vlm.models import loading
 
 
@@ -77,6 +79,28 @@ def test_a_missing_or_foreign_file_is_one_line(text, message, tmp_path):
         Classifier.load(tmp_path)
     assert str(error.value).startswith(str(tmp_path / "classifier.json"))
     assert "\n" not in str(error.value)
+
+
+def test_offsets_are_read_as_they_were_written_and_there_is_one_for_each_label(classifier, tmp_path):
+    offsets = [0.1 * label - 2 for label in range(len(classifier.labels))]
+    classifier.model_copy(update={"offsets": tuple(offsets)}).save(tmp_path)
+    assert list(Classifier.load(tmp_path).offsets) == offsets
+    values = json.loads((tmp_path / "classifier.json").read_text(encoding="utf-8"))
+    (tmp_path / "classifier.json").write_text(json.dumps(values | {"offsets": offsets[1:]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"classifier.json: offsets: has 30 numbers for 31 labels$"):
+        Classifier.load(tmp_path)
+    del values["offsets"]  # as of an export before there were any
+    (tmp_path / "classifier.json").write_text(json.dumps(values), encoding="utf-8")
+    assert Classifier.load(tmp_path).offsets == ()
+
+
+def test_the_correction_is_that_of_pytorchs_answers(classifier):
+    plain = np.random.default_rng(0).dirichlet(np.ones(31))
+    assert classifier.corrected(plain) is plain
+    entry = {"method": "batch", "samples": 9, "strength": 0.7, "probabilities": [(i + 1) / 496 for i in range(31)]}
+    corrected = classifier.model_copy(update={"offsets": tuple(prior.offsets(entry))}).corrected(plain)
+    by_hand = plain / (np.arange(1, 32) / 496) ** 0.7
+    assert corrected == pytest.approx(by_hand / by_hand.sum(), rel=1e-12)
 
 
 def test_texts_are_quoted_in_the_grammar():

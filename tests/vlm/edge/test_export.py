@@ -11,6 +11,7 @@ from vlm.config.params import load_params
 from vlm.edge import export, merging
 from vlm.edge.classifier import Classifier, NotExportable
 from vlm.edge.llama import Llama
+from vlm.evaluation import prior
 from vlm.models import loading
 
 FILES = ["Classifier.swift", "README.md", "classifier.json", "labels.gbnf", "mmproj.gguf", "model.gguf"]
@@ -21,9 +22,9 @@ def work(adapter, make_split, tmp_path):
     """work(sweep=[("Q4_0", "Q8_0")]) exports the adapter with random weights to work.folder / "edge"."""
     split = make_split("test", 4)
 
-    def run(params=None, sweep=(), emit=lambda event: None):
-        types = ("F16", "F16")
-        return export.export(params or load_params(), adapter, split, work.folder / "edge", types, sweep, emit)
+    def run(params=None, offsets=(), sweep=(), emit=lambda event: None):
+        types, output = ("F16", "F16"), work.folder / "edge"
+        return export.export(params or load_params(), adapter, split, output, types, offsets, sweep, emit)
 
     work = run
     work.folder, work.adapter, work.split = tmp_path / "out", Path(adapter), split
@@ -48,6 +49,50 @@ def test_the_files_answer_as_the_adapter_does(work):
     assert [file.type for file in small.files.values()] == ["Q4_0", "Q8_0"]
     assert small.labels == params.task.labels
     assert found.bytes == sum(file.bytes for file in Classifier.load(work.folder / "edge").files.values())
+
+
+def test_the_files_correct_the_label_prior(work):
+    params, images = load_params(), merging.samples(work.split)
+    model, processor = loading.load(params.model, params.image, str(work.adapter))
+    plain = merging.posteriors(model, processor, params.task, images).numpy()
+    offsets = np.random.default_rng(0).normal(scale=2, size=plain.shape[1]).tolist()
+    expected = prior.apply(plain, offsets)
+    assert (expected.argmax(1) != plain.argmax(1)).any()
+    found = work(offsets=offsets, sweep=[("Q8_0", "F16")])
+    for folder in (work.folder / "edge", *export.swept(work.folder / "edge")):
+        assert list(Classifier.load(folder).offsets) == offsets
+        assert "**Correct the label prior**" in (folder / "README.md").read_text()
+        assert f"let offsets: [Double] = {offsets}" in (folder / "Classifier.swift").read_text()
+    with Llama(work.folder / "edge") as llama:
+        answers = np.stack([llama.posterior(image) for image in images])
+    assert np.abs(answers - expected).max() == pytest.approx(found.difference, abs=1e-4)
+    assert found.difference < 0.01 and found.changed == 0
+
+
+def test_the_label_prior_is_that_of_final_eval(at_root, tmp_path, monkeypatch):
+    params = load_params()
+
+    def with_prior(method, engine="posterior"):
+        blocks = {"final_eval": {"prior": method}, "structured_eval": {"engine": engine}}
+        return params.model_copy(
+            update={name: getattr(params, name).model_copy(update=values) for name, values in blocks.items()}
+        )
+
+    monkeypatch.chdir(tmp_path)
+    assert export.prior_offsets(with_prior("none")) == export.prior_offsets(with_prior("batch", "outlines")) == []
+    with pytest.raises(InputError, match=r"predictions/final_eval.json: no such file; `dvc repro final_eval`"):
+        export.prior_offsets(with_prior("batch"))
+    probabilities = [(i + 1) / 496 for i in range(31)]
+    entry = {"method": "batch", "samples": 9, "strength": 1.0, "probabilities": probabilities}
+    (tmp_path / "predictions").mkdir()
+    file = tmp_path / "predictions" / "final_eval.json"
+    file.write_text(json.dumps({"prior": entry}))
+    assert export.prior_offsets(with_prior("batch")) == pytest.approx([-np.log(p) for p in probabilities])
+    assert export.prior_offsets(with_prior("none")) == []
+    for stale in ({}, {"prior": entry | {"method": "blank"}}, {"prior": entry | {"probabilities": [0.5, 0.5]}}):
+        file.write_text(json.dumps(stale))
+        with pytest.raises(InputError, match=r"final_eval.json: prior: .*with 31 labels; run `dvc repro final_eval`"):
+            export.prior_offsets(with_prior("batch"))
 
 
 def test_an_error_leaves_nothing_behind(work):

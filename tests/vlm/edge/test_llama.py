@@ -11,8 +11,11 @@ from vlm.data import dataset
 from vlm.edge import llama, merging
 from vlm.edge.classifier import Classifier
 from vlm.edge.llama import Llama
-from vlm.evaluation import batching
+from vlm.evaluation import batching, prior
 from vlm.models import loading
+
+# Labels that share beginnings, and are the beginning of others
+CARS = ("Land", "Land Rover", "Land Cruiser", "Audi", "Audi A1", "Audi A11", "Audi A12")
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +36,13 @@ def badges(make_split):
 def classifier_for(exported, model, at_root, tmp_path):
     """classifier_for(task) is a folder with the exported model and a classifier.json for another task."""
 
-    def make(task):
+    def make(task, offsets=()):
         folder = tmp_path / f"classifier_{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         for name in ("model.gguf", "mmproj.gguf"):
             os.link(exported / name, folder / name)
         params = load_params().model_copy(update={"task": task})
-        Classifier.of(params, model[1], "0" * 64).with_files(folder, ("F16", "F16")).save(folder)
+        Classifier.of(params, model[1], "0" * 64, offsets).with_files(folder, ("F16", "F16")).save(folder)
         return folder
 
     return make
@@ -84,7 +87,7 @@ def test_pictures_of_other_sizes_and_modes(size, mode, exported, model, task, ba
 @pytest.mark.parametrize(
     "labels",
     [
-        ("Land", "Land Rover", "Land Cruiser", "Audi", "Audi A1", "Audi A11", "Audi A12"),
+        CARS,
         ("2012", "2022", "2020", "Volkswagen", "Volvo", "Škoda", "汽车", "火车", "MINI"),
         ("汽车", "火车"),
         ("solo",),
@@ -98,6 +101,58 @@ def test_labels_that_share_beginnings(labels, answer, classifier_for, model, tas
         written = one.greedy(badges[0])
     assert np.abs(found - pytorch(model, task, badges)).max() < 0.01
     assert written in map(task.answer, labels)
+
+
+def test_a_label_prior_is_corrected_as_pytorch_corrects_it(classifier_for, model, task, badges):
+    task = task.model_copy(update={"labels": CARS, "aliases": {}})
+    plain = pytorch(model, task, badges)
+    offsets = (-np.log(plain.mean(0))).tolist()  # some labels are hardly ever the model's
+    expected = prior.apply(plain, offsets)
+    assert (expected.argmax(1) != plain.argmax(1)).any()
+    with Llama(classifier_for(task, offsets), threads=1) as one:
+        found = np.stack([one.posterior(badge) for badge in badges])
+        uncorrected = np.stack([one.plain_posterior(badge) for badge in badges])
+    assert np.abs(found - expected).max() < 0.01
+    assert np.abs(uncorrected - plain).max() < 0.01
+    assert (found.argmax(1) == expected.argmax(1)).all()
+
+
+def test_a_node_that_is_hardly_reached_is_evaluated_if_the_correction_raises_a_label_below_it(
+    classifier_for, model, task, badges, monkeypatch
+):
+    task = task.model_copy(update={"labels": CARS, "aliases": {}})
+    (plain,) = pytorch(model, task, badges[:1])
+    rare = CARS.index("Audi A11")
+    offsets = [0.0] * len(CARS)
+    offsets[rare] = -np.log(plain[rare])  # so that its corrected probability is about a half
+    monkeypatch.setattr(llama, "NEGLIGIBLE", 0.9)  # so that no node below the root is evaluated without a correction
+    with Llama(classifier_for(task), threads=1) as one:
+        assert abs(one.posterior(badges[0])[rare] / plain[rare] - 1) > 0.2
+    with Llama(classifier_for(task, offsets), threads=1) as one:
+        assert one.posterior(badges[0])[rare] == pytest.approx(1 / (2 - plain[rare]), abs=0.01)
+
+
+def test_only_the_first_request_about_a_picture_evaluates_the_prompt(classifier_for, task, badges, monkeypatch):
+    """By the numbers of prompt tokens that the server reports as evaluated."""
+    replies = []
+    complete = Llama._complete
+
+    def recorded(*arguments):
+        replies.append(complete(*arguments))
+        return replies[-1]
+
+    monkeypatch.setattr(Llama, "_complete", recorded)
+    with Llama(classifier_for(task.model_copy(update={"labels": CARS, "aliases": {}})), threads=1) as one:
+        whole = one.prompt_tokens(badges[0])
+        replies.clear()
+        one.posterior(badges[0])
+        one.posterior(badges[1])
+    evaluated = [reply["timings"]["prompt_n"] for reply in replies]
+    half = len(replies) // 2
+    assert half > 1
+    for picture in (evaluated[:half], evaluated[half:]):
+        assert picture[0] > whole
+        assert max(picture[1:]) < 20
 
 
 def test_labels_that_differ_within_a_character_are_one_line(classifier_for, task):

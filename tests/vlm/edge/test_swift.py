@@ -26,6 +26,7 @@ from vlm.config.params import load_params
 from vlm.config.task import Task
 from vlm.edge import gguf_files, merging, resizing, swift
 from vlm.edge.classifier import Classifier, ImageLimits, Model, Prompt, Tokens
+from vlm.evaluation import prior
 from vlm.models import loading
 
 HEADERS = json.loads(Path(__file__).with_name("llama_cpp_signatures.json").read_text(encoding="utf-8"))
@@ -228,22 +229,26 @@ def files(tmp_path_factory) -> Path:
 CAR_LABELS = ["Land", "Land Rover", "Land Rover Sport", 'say "hi"', "back\\slash", "Škoda", "🚗", "🚕", "C", "C++"]
 
 
+@pytest.mark.parametrize("spread", [0.0, 2.0])
 @pytest.mark.parametrize(
     ("labels", "form"), [(None, "json"), (CAR_LABELS, "json"), (CAR_LABELS, "label"), (["Tesla"], "json")]
 )
-def test_its_call_sequence_gives_the_probabilities_of_pytorch(labels, form, files, at_root):
+def test_its_call_sequence_gives_the_probabilities_of_pytorch(labels, form, spread, files, at_root):
+    """Without a correction of the label prior, and with a random one."""
     params = load_params()
     if labels:
         prompt = {"system": "You know cars.", "user": "Which?\n{labels}"}
         task = Task(name="cars", source={"folder": "photos"}, labels=labels, prompt=prompt, answer=form)
         params = params.model_copy(update={"task": task})
     model, processor = loading.load(params.model, params.image)
-    exported = Classifier.of(params, processor, "0" * 64)
     rng = np.random.default_rng(0)
+    offsets = rng.normal(scale=spread, size=len(params.task.labels)).tolist() if spread else []
+    exported = Classifier.of(params, processor, "0" * 64, offsets)
     images = [
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in ((60, 100), (500, 300), (90, 300))
     ]
     expected = merging.posteriors(model, processor, params.task, images).numpy()
+    expected = prior.apply(expected, offsets) if offsets else expected
     session = swift_session.Session(swift_session.library(), files, constants(parsed(swift.source(exported))))
     try:
         for image, row in zip(images, expected, strict=True):

@@ -13,8 +13,9 @@ from PIL import Image
 
 from vlm.config.errors import InputError
 from vlm.config.events import Log, Progress
+from vlm.config.params import load_params
 from vlm.data import dataset
-from vlm.evaluation import Evaluation, temperature
+from vlm.evaluation import Evaluation, calibration, prior
 from vlm.models import loading
 
 
@@ -43,7 +44,8 @@ def test_predictions_have_one_row_per_sample_in_the_order_of_the_split(job, deco
     assert sorted(path.suffix for path in (tmp_path / "a").glob(f"{name}.*")) == [".json", ".jsonl", ".parquet"]
     predictions = pd.read_parquet(tmp_path / "a" / f"{name}.parquet")
     ids, labels = dataset.ids_and_labels(job.data)
-    assert list(predictions) == ["id", "label", "text", "predicted", "probabilities"]
+    assert list(predictions) == ["id", "label", "text", "predicted", "probabilities", "plain_probabilities"]
+    assert predictions["plain_probabilities"].isna().all()
     assert predictions["id"].tolist() == ids
     assert predictions["label"].tolist() == labels
     parsed = [task.parse(text) for text in predictions["text"]]
@@ -148,24 +150,109 @@ def test_the_answers_to_validation_are_those_of_a_job_of_its_own(job, engine, ma
     assert runtime["samples"] == 16
 
 
-def test_a_validation_split_without_rows_gets_no_answers_and_no_temperature(job, tmp_path):
+def test_a_validation_split_without_rows_gets_no_answers_and_no_temperature(job, corrected, tmp_path):
     empty = tmp_path / "empty.parquet"
     dataset.write(empty, [])
-    run(structured(job, validation=str(empty), calibrate=True), tmp_path / "a")
+    run(dataclasses.replace(corrected, validation=str(empty), calibrate="temperature"), tmp_path / "a")
     assert len(pd.read_parquet(tmp_path / "a" / "structured_validation.parquet")) == 0
     assert (tmp_path / "a" / "structured_validation.json").read_text() == "{}\n"
     assert "temperature" not in json.loads((tmp_path / "a" / "structured.json").read_text())
 
 
-def test_the_temperature_is_fitted_on_the_validation_split(job, task, make_split, tmp_path):
-    validation = structured(job, validation=make_split("train", 6))
-    run(dataclasses.replace(validation, calibrate=True), tmp_path / "a")
-    fitted = json.loads((tmp_path / "a" / "structured.json").read_text())["temperature"]
+@pytest.mark.parametrize("method", ["temperature", "bias"])
+def test_a_calibration_is_fitted_on_the_corrected_answers_to_validation(corrected, task, method, tmp_path):
+    run(dataclasses.replace(corrected, calibrate=method), tmp_path / "a")
+    found = json.loads((tmp_path / "a" / "structured.json").read_text())
     table = pd.read_parquet(tmp_path / "a" / "structured_validation.parquet")
     truth = [task.labels.index(label) for label in table["label"]]
-    assert fitted == pytest.approx(temperature.fit(table["probabilities"], truth), rel=1e-5)
-    run(validation, tmp_path / "b")
-    assert "temperature" not in json.loads((tmp_path / "b" / "structured.json").read_text())
+    expected = calibration.fit(method, table["probabilities"], truth)
+    assert expected["calibrated_labels"] == 6
+    assert {key: found[key] for key in expected} == {
+        key: pytest.approx(value, rel=1e-4) for key, value in expected.items()
+    }
+    run(corrected, tmp_path / "b")
+    assert not expected.keys() & json.loads((tmp_path / "b" / "structured.json").read_text()).keys()
+
+
+# The label prior
+
+
+@pytest.fixture
+def corrected(job, make_split):
+    """Structured answers to ten badges and six of validation, the label prior corrected with five of the six."""
+    other = make_split("train", 6)
+    return structured(job, validation=other, train=other, prior="batch", prior_samples=5, seed=3)
+
+
+def test_a_batch_prior_is_the_mean_answer_to_training_pictures_and_is_divided_out(job, corrected, task, tmp_path):
+    run(corrected, tmp_path / "a")
+    run(structured(job, validation=corrected.validation), tmp_path / "plain")
+    after, before = (pd.read_parquet(tmp_path / name / "structured.parquet") for name in ("a", "plain"))
+    of_train = pd.read_parquet(tmp_path / "plain" / "structured_validation.parquet")["probabilities"]
+    entry = json.loads((tmp_path / "a" / "structured.json").read_text())["prior"]
+    assert (entry["method"], entry["samples"]) == ("batch", 5)
+    rows = prior.sample(6, 5, 3)
+    assert entry["probabilities"] == pytest.approx((np.stack(of_train)[rows].sum(0) + 1 / 31) / (5 + 1), abs=1e-5)
+    plain = np.stack(before["probabilities"])
+    assert np.stack(after["plain_probabilities"]) == pytest.approx(plain)
+    expected = plain / np.array(entry["probabilities"]) ** entry["strength"]
+    expected /= expected.sum(1, keepdims=True)
+    assert np.stack(after["probabilities"]) == pytest.approx(expected)
+    assert after["predicted"].tolist() == [task.labels[label] for label in expected.argmax(1)]
+    assert [task.parse(text) for text in after["text"]] == after["predicted"].tolist()
+    assert json.loads((tmp_path / "a" / "structured_validation.json").read_text())["prior"] == entry
+    assert json.loads((tmp_path / "a" / "runtime.json").read_text())["samples"] == 10 + 6 + 5
+
+
+def test_a_blank_prior_is_the_mean_answer_to_pictures_that_show_nothing(job, corrected, task, tmp_path):
+    run(dataclasses.replace(corrected, prior="blank"), tmp_path / "a")
+    entry = json.loads((tmp_path / "a" / "structured.json").read_text())["prior"]
+    blank = tmp_path / "blank.parquet"
+    prior.write_blank(blank, corrected.train, [0], task.labels[0], 3)
+    run(structured(job, data=str(blank)), tmp_path / "b")
+    answers = np.stack(pd.read_parquet(tmp_path / "b" / "structured.parquet")["probabilities"])
+    assert (entry["method"], entry["samples"]) == ("blank", len(answers))
+    assert entry["probabilities"] == pytest.approx((answers.sum(0) + 1 / 31) / (len(answers) + 1), abs=1e-5)
+
+
+def test_the_labels_of_the_training_pictures_are_not_looked_at(corrected, task, tmp_path):
+    expected = run(corrected, tmp_path / "a")
+    other = tmp_path / "other.parquet"
+    rows = dataset.Reader(corrected.train).rows(range(6))
+    dataset.write(other, [dataclasses.replace(row, label=task.labels[0]) for row in rows])
+    assert run(dataclasses.replace(corrected, train=str(other)), tmp_path / "b") == expected
+
+
+def test_an_evaluation_that_is_interrupted_while_it_estimates_the_prior_resumes(corrected, tmp_path):
+    whole = run(corrected, tmp_path / "whole")
+
+    def stop(event):
+        if event.unit == "image for the prior" and event.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(corrected, tmp_path / "parts", stop)
+    done = (tmp_path / "parts" / "prior.jsonl").read_bytes()
+    assert run(corrected, tmp_path / "parts") == whole
+    assert (tmp_path / "parts" / "prior.jsonl").read_bytes().startswith(done)
+
+
+def test_outlines_is_compared_with_the_answers_before_the_correction(job, corrected, tmp_path):
+    run(structured(job, outlines_samples=6), tmp_path / "plain")
+    run(dataclasses.replace(corrected, outlines_samples=6), tmp_path / "a")
+    plain, after = (json.loads((tmp_path / n / "structured.json").read_text()) for n in ("plain", "a"))
+    assert after["outlines_agreement"] == plain["outlines_agreement"]
+
+
+def test_the_settings_choose_the_prior(at_root):
+    params = load_params()
+    base, tuned = Evaluation.of(params, structured=True), Evaluation.of(params, True, True, "models/adapter")
+    assert (base.prior, tuned.prior) == (params.structured_eval.prior, params.final_eval.prior) == ("batch", "none")
+    assert (base.train, tuned.train) == ("data/train.parquet", None)
+    assert "data/train.parquet" in base.inputs
+    for changed in ({"engine": "outlines"}, {"prior": "none"}):
+        knobs = params.structured_eval.model_copy(update=changed)
+        assert Evaluation.of(params.model_copy(update={"structured_eval": knobs}), structured=True).prior == "none"
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_split(job, no_memory_for, tmp_path):

@@ -1,5 +1,8 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from vlm.measuring import charts
@@ -43,11 +46,48 @@ def test_the_dashed_line_continues_the_best_baseline(tmp_path, monkeypatch):
     assert list(dashed.get_ydata()) == [75, 75]
 
 
+def learning_curves(*ends: float) -> dict[str, list[charts.Labelled]]:
+    """A method without labels, and others that begin at 50 % with 50 labels and end at `ends` with 200."""
+    curves = {"structured": [charts.Labelled(0, [0.7], 0.65, 0.75)]}
+    for number, end in enumerate(ends):
+        points = [
+            charts.Labelled(50, [0.49, 0.51], 0.45, 0.55),
+            charts.Labelled(200, [end - 0.01, end + 0.01], 0.4, 0.9),
+        ]
+        curves[f"method {number}"] = points
+    return curves
+
+
 def test_the_learning_curve_is_the_same_file_every_time(tmp_path):
-    curves = {
-        "structured": [(100, 0.7, 0.65, 0.75), (1600, 0.7, 0.65, 0.75)],
-        "fine-tuned": [(100, 0.5, 0.45, 0.55), (1600, 0.9, 0.88, 0.92)],
-    }
     for name in ("a.png", "b.png"):
-        charts.learning_curve(tmp_path / name, curves)
+        charts.learning_curve(tmp_path / name, learning_curves(0.8, 0.9))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_names_of_curves_that_end_together_do_not_overlap(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, "save", lambda image, path: None)
+    monkeypatch.setattr(charts, "rasterised", figures.append)
+    charts.learning_curve(tmp_path / "a.png", learning_curves(0.7, 0.705, 0.95, 0.71, 0.7))
+    [figure] = figures
+    FigureCanvasAgg(figure).draw()  # lays it out
+    texts = figure.axes[0].texts
+    assert len(texts) == 6
+    boxes = sorted((text.get_window_extent() for text in texts), key=lambda box: box.y0)
+    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+    named = {text.get_text(): text.xy[1] for text in texts}
+    assert named["method 2  95.0 %"] == pytest.approx(95)  # far from the others, so beside its end
+
+
+def test_a_method_without_labels_is_a_level_line_over_the_whole_chart(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, "save", lambda image, path: None)
+    monkeypatch.setattr(charts, "rasterised", figures.append)
+    charts.learning_curve(tmp_path / "a.png", learning_curves(0.8))
+    drawn = [line for line in figures[0].axes[0].lines if line.get_linestyle() != "None" and line.get_linewidth() > 1]
+    level, curve = drawn
+    assert list(level.get_ydata()) == [70, 70]
+    assert level.get_xdata()[0] < curve.get_xdata()[0]
+    assert level.get_xdata()[1] > curve.get_xdata()[1]
+    assert list(curve.get_ydata()) == pytest.approx([50, 80])

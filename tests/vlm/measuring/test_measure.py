@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages import measure as measure_stage
 from tests.vlm.measuring.splits import LABELS, predictions_for
 from vlm.config.errors import InputError
 from vlm.config.params import load_params
@@ -90,3 +91,64 @@ def test_nothing_is_written_if_the_predictions_are_for_another_task(place, predi
         measure("baseline_eval", load_params().task)
     assert not Path("plots").exists()
     assert not Path("metrics").exists()
+
+
+@pytest.fixture
+def of_prior(place, data):
+    """Answers of structured_eval: 90 of 120 right with the label prior corrected, 30 before."""
+    labels = load_params().task.labels
+    frame = predictions_for(data, lambda i, label: label if i % 4 else LABELS[LABELS.index(label) - 1])
+
+    def certain(frame, right):
+        p = np.full((len(frame), len(labels)), 0.3 / (len(labels) - 1))
+        p[np.arange(len(frame)), [labels.index(label) for label in right]] = 0.7
+        return list(p)
+
+    swapped = [label if i % 4 == 0 else LABELS[LABELS.index(label) - 1] for i, label in enumerate(frame["label"])]
+    frame = frame.assign(probabilities=certain(frame, frame["predicted"]), plain_probabilities=certain(frame, swapped))
+    prior = {"method": "batch", "samples": 256, "strength": 1.0, "probabilities": [1 / len(labels)] * len(labels)}
+
+    def write(**found):
+        frame.to_parquet("predictions/structured_eval.parquet")
+        Path("predictions/structured_eval.json").write_text(json.dumps({"prior": prior} | found))
+
+    return write
+
+
+def test_answers_with_the_label_prior_corrected_have_the_accuracy_before_beside_it(of_prior, capsys):
+    of_prior()
+    measure_stage.main("structured_eval")
+    assert json.loads(Path("metrics/structured_eval.json").read_text()) == {"accuracy": 0.75, "plain_accuracy": 0.25}
+    assert capsys.readouterr().out == (
+        "structured_eval: 75.0 % of 120 right (66.6 to 81.9), 25.0 % before the label prior was corrected\n"
+    )
+    details = json.loads(Path("plots/structured_eval/details.json").read_text())
+    assert details["prior"]["method"] == "batch"
+    assert details["plain_log_loss"] > details["log_loss"]
+    assert details["plain_low"] < 0.25 < details["plain_high"]
+
+
+def test_without_a_prior_both_accuracies_are_the_same(of_prior, data):
+    labels = load_params().task.labels
+    right = predictions_for(data, lambda i, label: label)
+    answered("final_eval", right, labels, [0.9] * len(right))
+    measure("final_eval", load_params().task)
+    assert json.loads(Path("metrics/final_eval.json").read_text()) == {"accuracy": 1.0, "plain_accuracy": 1.0}
+
+
+def test_the_line_says_what_a_bias_fitted_on_labels_gives(of_prior, capsys):
+    labels = load_params().task.labels
+    of_prior(temperature=1.0, bias=[0.0] * len(labels), penalty=1.0, calibrated_labels=160, outlines_agreement=0.5)
+    measure_stage.main("structured_eval")
+    said = capsys.readouterr()
+    assert said.out.endswith("; with a bias fitted on 160 labelled validation samples: 75.0 %\n")
+    assert said.err == ""
+
+
+def test_an_agreement_with_outlines_near_zero_is_a_warning(of_prior, capsys):
+    of_prior(outlines_agreement=0.03)
+    measure_stage.main("structured_eval")
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(
+        "warning: structured_eval: token by token, Outlines finds the most probable label for 3 %"
+    )

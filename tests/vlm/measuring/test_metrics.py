@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from vlm.config.errors import InputError
-from vlm.evaluation import temperature
+from vlm.evaluation import calibration
 from vlm.evaluation.intervals import wilson
 from vlm.measuring import metrics
 from vlm.measuring.answers import Predictions
@@ -23,6 +23,7 @@ def table(*rows):
             "text": [answer or "no idea" for answer in predicted],
             "predicted": predicted,
             "probabilities": None,
+            "plain_probabilities": None,
         }
     )
 
@@ -140,16 +141,40 @@ def test_honest_probabilities_have_a_small_ece_and_sharpened_ones_a_large_one():
     assert sharp["ece"] > 0.15
 
 
-def test_temperature_scaling_finds_the_sharpening_and_mends_it():
+def test_a_temperature_mends_the_probabilities_and_changes_no_answer():
     labels = list("abcdefgh")
     validation = random_posterior(np.random.default_rng(1), 4000, labels, 3.0)
-    fitted = temperature.fit(validation["probabilities"], [labels.index(label) for label in validation["label"]])
-    assert fitted == pytest.approx(3, rel=0.05)
+    truth = [labels.index(label) for label in validation["label"]]
+    fitted = calibration.fit("temperature", validation["probabilities"], truth)
     predictions = random_posterior(np.random.default_rng(2), 4000, labels, 3.0)
     values = metrics.calibrated(Predictions("x", predictions, labels), fitted)
-    before = posterior(predictions, labels)
+    before = classification(predictions, labels) | posterior(predictions, labels)
     for name in ("log_loss", "brier_score", "ece"):
         assert values[f"calibrated_{name}"] < before[name]
+    for name in ("accuracy", "low", "high"):
+        assert values[f"calibrated_{name}"] == before[name]
+
+
+def test_a_bias_changes_answers():
+    rows = sure(("a", (0.6, 0.4, 0.0)), ("b", (0.6, 0.4, 0.0)), ("b", (0.5, 0.5, 0.0)), ("c", (0.1, 0.1, 0.8)))
+    values = metrics.calibrated(Predictions("x", rows, list("abc")), {"temperature": 1.0, "bias": [-1.0, 1.0, 0.0]})
+    assert values["calibrated_accuracy"] == 0.75
+    assert values["calibrated_low"], values["calibrated_high"] == pytest.approx(wilson(3, 4))
+
+
+def test_answers_before_the_label_prior_was_corrected():
+    corrected = sure(("a", (0.6, 0.4, 0.0)), ("b", (0.2, 0.8, 0.0)), ("c", (0.1, 0.2, 0.7)))
+    plain = [[0.9, 0.1, 0.0], [0.7, 0.3, 0.0], [0.5, 0.2, 0.3]]
+    predictions = Predictions("x", corrected.assign(plain_probabilities=plain), list("abc"))
+    values = metrics.plain(predictions)
+    assert values["plain_accuracy"] == pytest.approx(1 / 3)
+    assert (values["plain_low"], values["plain_high"]) == wilson(1, 3)
+    assert values["plain_log_loss"] == pytest.approx(-np.log([0.9, 0.3, 0.3]).mean())
+    assert metrics.classification(predictions)["accuracy"] == 1
+    assert predictions.plain().plain().frame["predicted"].tolist() == ["a", "a", "a"]
+    assert Predictions("x", corrected, list("abc")).plain().frame["predicted"].tolist() == ["a", "b", "c"]
+    earlier = Predictions("x", corrected.drop(columns="plain_probabilities"), list("abc"))  # of an earlier revision
+    assert earlier.plain() is earlier
 
 
 def test_reliability_bins_have_equal_mass():
@@ -172,16 +197,16 @@ def test_few_labels(labels):
 
 def test_raw_answers_have_lenient_and_valid_and_structured_ones_have_probabilities(task):
     answers = table((task.labels[0], task.labels[0]), (task.labels[1], None))
-    raw = metrics.of(Predictions("x", answers, task.labels), task)
+    raw = metrics.of(Predictions("x", answers, task.labels), task, {"image_tokens": 16.0})
     assert raw["valid"] == 0.5
     assert {"lenient_accuracy", "macro_f1"} < set(raw)
     assert "log_loss" not in raw
     certain = answers.assign(predicted=list(task.labels[:2]), probabilities=list(np.eye(len(task.labels))[:2]))
     certain = Predictions("x", certain, task.labels)
-    structured = metrics.of(certain, task)
+    structured = metrics.of(certain, task, {})
     assert {"log_loss", "ece"} < set(structured)
-    assert not {"valid", "lenient_accuracy", "calibrated_ece"} & set(structured)
-    assert "calibrated_ece" in metrics.of(certain, task, 2.0)
+    assert not {"valid", "lenient_accuracy", "calibrated_ece", "plain_accuracy"} & set(structured)
+    assert "calibrated_ece" in metrics.of(certain, task, {"temperature": 2.0, "calibrated_labels": 2})
 
 
 def test_no_answers_are_reported(task):
@@ -189,7 +214,7 @@ def test_no_answers_are_reported(task):
     with pytest.raises(
         InputError, match=r"predictions/final_eval\.parquet: has no answers; is data/test\.parquet empty"
     ):
-        metrics.of(empty, task)
+        metrics.of(empty, task, {})
 
 
 def test_lenient_accuracy_adds_labels_found_in_longer_texts():

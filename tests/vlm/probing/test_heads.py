@@ -108,3 +108,14 @@ def test_folds_are_equally_large_in_all_and_for_each_label():
         assert counts.max() - counts.min() <= 1
     assert (fold == heads.folds(truth, 5)).all()
     assert fold[:20].tolist() != sorted(fold[:20])  # in no order that the data may have
+
+
+def test_the_penalty_by_cross_validation_is_the_one_that_fits_samples_best_that_it_has_not_seen():
+    def loss(samples, inverse_penalty):
+        return samples.log_loss(heads.cross_fitted(samples, inverse_penalty))
+
+    noisy, clear = blobs(60, 3.0), blobs(60, 1.2)
+    chosen = [heads.cross_validated_inverse_penalty(samples) for samples in (noisy, clear)]
+    assert chosen[0] < chosen[1]
+    for samples, best in zip((noisy, clear), chosen, strict=True):
+        assert loss(samples, best) <= min(loss(samples, best / 10**0.5), loss(samples, best * 10**0.5))

@@ -3,8 +3,8 @@ from collections import Counter
 import pytest
 
 from tests.vlm.sources.pets import task
+from vlm.config.decisions import Decisions
 from vlm.config.errors import InputError
-from vlm.config.task import Decisions
 from vlm.sources.deck import Deck
 from vlm.sources.pictures import Unreadable
 from vlm.sources.pool import make_pool

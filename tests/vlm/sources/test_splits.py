@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from vlm.config.task import Decisions
+from vlm.config.decisions import Decisions
 from vlm.sources import splits
 from vlm.sources.pictures import Inspection
 from vlm.sources.splits import Picture

@@ -27,7 +27,7 @@ def estimated(job, folder):
     processor = loading.load_processor(job.model, job.image)
     prompt = max(batching.Loader(job.train, processor, job.task).lengths())
     answer = max(map(len, turn_tokens(processor, job.task)))
-    return estimate.estimated(job.model, folder, job.finetune.lora, prompt, answer)
+    return estimate.estimated(job.model, folder, job.finetune, prompt, answer)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -105,7 +105,7 @@ def test_the_defaults_fit_on_their_gpus(name, prompt, samples, at_root, tmp_path
         tie_word_embeddings=True,
     ).save_pretrained(tmp_path)
     model, knobs = load_model(name), load_params().finetune
-    need = estimate.estimated(model, tmp_path, knobs.lora, prompt, answer=12)
+    need = estimate.estimated(model, tmp_path, knobs, prompt, answer=12)
     parameters = (need.weights + need.trained / 8) / 2  # bfloat16, and float32 with three more copies
     assert parameters == pytest.approx(float(name[:-1]) * (1e6 if name[-1] == "M" else 1e9), rel=0.1)
     choices = footprint.candidates(16, knobs.micro_batch, knobs.gradient_checkpointing)

@@ -146,9 +146,9 @@ def test_memory_counts_weights_adapters_and_activations(job, pictures, tiny):
     need = footprint.of_job(a_job(job, tiny, pictures))
     model, _ = loading.load(tiny, job.image)
     assert need.weights == sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
-    made = footprint.adapted(model, job.finetune.lora, "^.*(q_proj)$")
+    made = footprint.trainable(model, job.finetune, "^.*(q_proj)$")
     trained = sum(p.numel() for p in made.parameters() if p.requires_grad)
-    assert Footprint.of(made, need.saved, 0).trained == 16 * trained
+    assert Footprint.of(made, need.saved, 0, "adamw", torch.float32).trained == 16 * trained
     one, two = (need.peak(MicroBatch(n, False)) for n in (1, 2))
     assert two - one > need.saved.total
     assert need.peak(MicroBatch(1, True)) < one

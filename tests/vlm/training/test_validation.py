@@ -7,7 +7,13 @@ import pytest
 from tests.vlm.training.jobs import adapter
 from vlm.config.events import Log
 from vlm.data import dataset
-from vlm.training.validation import CollapseWarning, no_better_than_constant, validation_rows
+from vlm.training.validation import (
+    CollapseWarning,
+    is_midway,
+    no_better_than_constant,
+    selection,
+    validation_rows,
+)
 
 
 def test_validation_rows_are_spread_over_the_labels(job, make_split):
@@ -77,11 +83,32 @@ def test_accuracy_that_a_constant_answer_reaches_is_a_warning(make_split):
     _, labels = dataset.ids_and_labels(split)
     rows = list(range(60))
     (label, most), *_ = Counter(labels).most_common(1)
-    assert no_better_than_constant(split, rows, (most + 1) / 60) is None
-    assert no_better_than_constant(split, rows, most / 60) == (
+    assert no_better_than_constant(split, rows, (most + 1) / 60, "the best checkpoint", "tokens") is None
+    warning = (
         f"warning: the best checkpoint is right for {most} of 60 validation samples, and always answering {label!r} for "
-        f"{most}: it has not learned to tell the labels apart"
+        f"{most}: it has not learned to tell the labels apart; try "
     )
+    remedies = "a lower finetune.learning_rate or more finetune.epochs"
+    for loss, other in (("tokens", "finetune.loss: labels, "), ("labels", "")):
+        assert (
+            no_better_than_constant(split, rows, most / 60, "the best checkpoint", loss) == warning + other + remedies
+        )
+
+
+@pytest.mark.parametrize(
+    ("passes", "steps", "warned_at"),
+    [([10, 20, 30, 40], 40, [20]), ([10, 20, 30, 40], 200, [20]), ([30, 40], 40, [30]), ([50, 51], 51, [50]), ([40], 40, [])],
+)  # fmt: skip
+def test_no_progress_is_judged_once_and_not_after_the_last_pass(passes, steps, warned_at):
+    found = [step for i, step in enumerate(passes) if is_midway(passes[:i], step, steps)]
+    assert found == warned_at
+
+
+def test_more_right_answers_are_better_and_as_many_with_a_lower_log_loss():
+    ordered = [(0, 700.0), (0, 0.0), (7, 30.0), (7, 0.5), (7, 0.4999999), (8, 700.0), (8, 0.1), (9, 9.0)]
+    values = [selection(*each) for each in ordered]
+    assert values == sorted(values)
+    assert len(set(values)) == len(values)
 
 
 def test_a_training_that_collapses_says_so_at_the_pass_and_at_the_end(job, tmp_path):
@@ -91,4 +118,6 @@ def test_a_training_that_collapses_says_so_at_the_pass_and_at_the_end(job, tmp_p
     adapter(dataclasses.replace(job, finetune=knobs), tmp_path, events.append)
     texts = [event.text for event in events if isinstance(event, Log) and event.text.startswith("warning: ")]
     assert sum("validation pass at step" in text for text in texts) == 1
+    assert "the best checkpoint is right for" in texts[-1]
     assert "it has not learned to tell the labels apart" in texts[-1]
+    assert sum("the model at step 4 of 6 is right for" in text for text in texts) == 1
