@@ -60,6 +60,7 @@ def test_a_trained_vision_tower_is_not_estimated(lora, a_job, tiny):
 
 def test_what_is_missing_is_named(at_root, make_split):
     params = load_params()
+    params = params.model_copy(update={"model": params.model.model_copy(update={"lora_parts": "language+projector"})})
     with pytest.raises(InputError, match=r"^data/nothing\.parquet: no such file"):
         estimate.of_params(params, "data/nothing.parquet")
     assert estimate.of_params(params, make_split("train", 3)).weights > 0
