@@ -7,8 +7,7 @@ Measures samples per second and peak memory over three epochs of a small set of 
 - sft: TRL's SFTTrainer with its own collator, on prompt and completion, loss on the completion. Batch, LoRA modules,
   optimizer, dtype and schedule are ours; no gradient checkpointing.
 - sft_fused: the same, with its fused output layer made to skip the prompt's positions, as it does on a GPU.
-- ours: `vlm.training.FineTuning` with the settings in params.yaml, including the pass that fills the image feature
-  cache.
+- ours: `vlm.training.FineTuning` with the settings in params.yaml.
 
 Time runs from the loaded model to the end of the last optimizer step, without validation passes or checkpoints in
 between. Each case has its own process, which first trains tiny on one sample to warm up. Peak memory is the largest
@@ -217,8 +216,6 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    from vlm.training import lora
-
     if fused:
         trl.trainer.utils._use_triton = lambda device: True
     messages = job.task.conversation()
@@ -256,7 +253,7 @@ def sft_trainer(job, loaded, processor, directory: Path, callback, fused: bool):
             r=knobs.r,
             lora_alpha=knobs.alpha,
             lora_dropout=knobs.dropout,
-            target_modules=lora.pattern_for(loaded, knobs.modules, job.model.lora_modules, "finetune.lora.modules"),
+            target_modules=job.pattern(loaded),
             task_type="CAUSAL_LM",
         ),
         callbacks=[callback],
