@@ -189,7 +189,7 @@ def test_dvc_commands_show_the_results_and_fit_a_screen(clone):
     drawn_titles = {re.sub(r"\W|_", "", section) for section in sections}
     assert drawn_titles >= {re.sub(r"\W|_", "", title) for title in titles}
     columns = clone.run("dvc", "exp", "show", "--csv").splitlines()[0]
-    assert "prompt" not in columns
+    assert "prompt.user" not in columns
     assert "labels" not in columns
 
 

@@ -30,7 +30,7 @@ def test_an_evaluation_has_the_same_results_on_modal_and_uploads_its_inputs_once
     assert here.output == "imported:\n"
     assert here.results("evaluated") == locally["structured"]
     full = [unit for done, total, unit in re.findall(r"(\d+)/(\d+) ([A-Za-z ]+?)(?: in |\n)", stderr) if done == total]
-    assert full == ["image", "validation image", "image by Outlines"]
+    assert full == ["image", "validation image", "image for the prior", "image by Outlines"]
     paths = sorted(Path(upload["path"]).parts[3:] for upload in here.log["uploads"])
     model = {("content", file.name) for file in (ROOT / "models/tiny").iterdir()}
     assert set(paths) == model | {("content",), ("complete",)}
@@ -66,7 +66,7 @@ def test_containers_share_an_evaluation_and_only_a_failed_one_is_restarted(here,
     assert here.results("shared") == locally["structured"]
     assert sorted(here.attempts("work")) == [["PREEMPTED", "SUCCESS"], ["SUCCESS"]]
     full = [unit for done, total, unit in re.findall(r"(\d+)/(\d+) ([A-Za-z ]+?)(?: in |\n)", stderr) if done == total]
-    assert full == ["image", "validation image", "image by Outlines"]
+    assert full == ["image", "validation image", "image for the prior", "image by Outlines"]
 
 
 @pytest.mark.slow

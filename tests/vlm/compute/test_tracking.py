@@ -1,4 +1,5 @@
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -38,4 +39,7 @@ def test_wandb_records_the_values(tmp_path, monkeypatch):
         for step in (1, 2):
             log(Scalars(step, {"train/loss": 1 / step}))
     (folder,) = (tmp_path / "wandb").glob("offline-run-*-run7")
-    assert any(b"train/loss" in path.read_bytes() for path in folder.glob("*.wandb"))
+    deadline = time.monotonic() + 30  # wandb's own process writes the file, when it gets to it
+    while not any(b"train/loss" in path.read_bytes() for path in folder.glob("*.wandb")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
