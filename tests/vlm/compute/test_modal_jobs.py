@@ -34,7 +34,7 @@ def test_an_evaluation_has_the_same_results_on_modal_and_uploads_its_inputs_once
     paths = sorted(Path(upload["path"]).parts[3:] for upload in here.log["uploads"])
     model = {("content", file.name) for file in (ROOT / "models/tiny").iterdir()}
     assert set(paths) == model | {("content",), ("complete",)}
-    assert len(paths) == len(model) + 2 + 3
+    assert len(paths) == len(model) + 3 + 4  # three splits, and a marker for each and for the model
     for function in here.log["functions"].values():
         assert all(file.startswith("/root/vlm/") and file.endswith(".py") for file in function["local_files"])
         assert not function["secrets"]
