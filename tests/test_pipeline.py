@@ -190,6 +190,7 @@ def test_dvc_commands_show_the_results_and_fit_a_screen(clone):
     assert drawn_titles >= {re.sub(r"\W|_", "", title) for title in titles}
     columns = clone.run("dvc", "exp", "show", "--csv").splitlines()[0]
     assert "prompt.user" not in columns
+    assert "prompt.system" not in columns
     assert "labels" not in columns
 
 
