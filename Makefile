@@ -25,11 +25,11 @@ learning-curve: .venv/ready  ## what to do with N labelled pictures: the accurac
 	$(UV) run --no-sync dvc repro prepare
 	$(UV) run --no-sync python -m vlm learning-curve
 
-test: .venv/ready           ## the tests, a few minutes
+test: .venv/ready           ## the tests, a few minutes, two files at a time
 	$(UV) run --no-sync pytest
 
-test-slow: .venv/ready      ## the tests that take minutes each, two files at a time
-	OMP_NUM_THREADS=1 $(UV) run --no-sync pytest -m slow -n 2 --dist loadfile
+test-slow: .venv/ready      ## the tests that take minutes each
+	$(UV) run --no-sync pytest -m slow
 
 # Without it these tests of `make test-slow` fail; nothing else needs it.
 browser:                    ## Chromium, which the tests of the report drive, from Debian's or Ubuntu's packages

@@ -1,5 +1,8 @@
 """Shared fixtures: the embedded model, and splits small enough to evaluate and train on in seconds."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs two files at a time: see addopts in pyproject.toml
 import vlm  # noqa: F401  # isort: skip  (before torch, whose threads it sets up)
 from contextlib import contextmanager
 from pathlib import Path

@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import subprocess
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +17,21 @@ if TYPE_CHECKING:
     from modal_server.volumes import Volume
 
 
+PARTIAL = ".fake-modal"  # the ending of a file that is being copied
+
+
 class Copies:
-    """What a container does with its copy of a volume. What may take long runs in a thread."""
+    """What a container does with its copy of a volume. What may take long runs in a thread, one at a time."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._lock = threading.RLock()
 
     def make(self, container: Container, volume: "Volume") -> Path:
         """The folder of a new copy."""
         folder = container.folder / f"volume-{volume.id}"
-        subprocess.run(["cp", "-a", "--reflink=auto", volume.folder, folder], check=True)
+        with self._lock:
+            subprocess.run(["cp", "-a", "--reflink=auto", volume.folder, folder], check=True)
         container.copies[volume.id] = Copy(folder, _files(folder))
         return folder
 
@@ -35,7 +42,7 @@ class Copies:
         return sorted(name for name in files.keys() | copy.base.keys() if files.get(name) != copy.base.get(name))
 
     async def commit(self, container: Container, volume: "Volume") -> None:
-        await asyncio.to_thread(self._commit, container, volume)
+        await asyncio.to_thread(self._locked, self._commit, container, volume)
 
     def _commit(self, container: Container, volume: "Volume") -> None:
         copy = container.copies[volume.id]
@@ -52,7 +59,11 @@ class Copies:
         )
 
     async def reload(self, container: Container, volume: "Volume") -> None:
-        await asyncio.to_thread(self._reload, container, volume)
+        await asyncio.to_thread(self._locked, self._reload, container, volume)
+
+    def _locked(self, work: Callable[[Container, "Volume"], None], container: Container, volume: "Volume") -> None:
+        with self._lock:
+            work(container, volume)
 
     def _reload(self, container: Container, volume: "Volume") -> None:
         copy = container.copies[volume.id]
@@ -61,7 +72,8 @@ class Copies:
         source, target = _files(volume.folder), _files(copy.folder)
         for name, (size, modified, _) in source.items():
             if target.get(name, ())[:2] != (size, modified):
-                copy_file(volume.folder / name, copy.folder / name)
+                with suppress(FileNotFoundError):  # a client has removed it since
+                    copy_file(volume.folder / name, copy.folder / name)
         for name in target.keys() - source.keys():
             (copy.folder / name).unlink()
         _copy_folders(volume.folder, copy.folder)
@@ -76,7 +88,7 @@ class Copies:
 def copy_file(source: Path, target: Path) -> None:
     """A copy of the file, or of the link, which appears at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.fake-modal")
+    temporary = target.with_name(f"{target.name}{PARTIAL}")
     shutil.copy2(source, temporary, follow_symlinks=False)
     temporary.replace(target)
 
@@ -88,10 +100,12 @@ def _copy_folders(source: Path, target: Path) -> None:
 
 
 def _files(root: Path) -> dict[str, tuple[int, int, int]]:
-    """Size, time and number of all files and links, by name."""
+    """Size, time and number of all files and links, by name, but for those that are being copied or go meanwhile."""
     found = {}
     for path in root.rglob("*"):
-        if path.is_symlink() or not path.is_dir():
+        if path.name.endswith(PARTIAL) or (path.is_dir() and not path.is_symlink()):
+            continue
+        with suppress(FileNotFoundError):
             status = path.lstat()
             found[str(path.relative_to(root))] = (status.st_size, status.st_mtime_ns, status.st_ino)
     return found
