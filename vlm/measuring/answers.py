@@ -73,8 +73,11 @@ class Predictions:
         where = f" at {self._revision.name}" if self._revision else ""
         return f"<{self.name}{where}: {self.frame['right'].sum()} of {len(self.frame)} right>"
 
-    def plain(self) -> "Predictions":
-        """The answers of the model's own probabilities, before the label prior was corrected; these, if none was."""
+    def plain(self, name: str | None = None) -> "Predictions":
+        """The answers of the model's own probabilities, before the label prior was corrected; these, if none was.
+
+        `name` is for the page and the like, which show both; without it they keep theirs.
+        """
         # Predictions of earlier revisions do not have the column.
         if "plain_probabilities" not in self.frame or not self.frame["plain_probabilities"].notna().any():
             return self
@@ -86,7 +89,7 @@ class Predictions:
             probabilities=self.frame["plain_probabilities"],
             plain_probabilities=None,
         )
-        return Predictions(self.name, frame, self.labels, self._revision)
+        return Predictions(name or self.name, frame, self.labels, self._revision)
 
     @property
     def data(self) -> str:

@@ -12,7 +12,7 @@ from vlm.measuring.answers import Predictions
 from vlm.measuring.comparison import compare
 from vlm.measuring.revisions import Revision
 from vlm.report import run
-from vlm.report.answers import TEST, TITLES
+from vlm.report.answers import PLAIN, TEST, titles
 
 _NOT_SHARED = -2
 _DECISIONS = "configs/decisions"
@@ -29,7 +29,8 @@ def compare_with(revision: str, here: Mapping[str, Predictions], stale: Collecti
     Stages in `stale` are not compared, and neither are those that ran with another model or task than the params.yaml
     of the revision: `left_out` are their predictions. Raises InputError if there is nothing to compare.
     """
-    there, lock = Revision(revision), run.lock()
+    there, lock, title = Revision(revision), run.lock(), titles(here)
+    here = {name: answers for name, answers in here.items() if name != PLAIN}  # it is of structured_eval's file
     their_lock = _lock_of(there)
     their_stale = _stale_of(there, their_lock)
     left_out = [name for name in here if predictions.stage(name) in their_stale]
@@ -48,10 +49,12 @@ def compare_with(revision: str, here: Mapping[str, Predictions], stale: Collecti
         "shared": len(shared),
         "relabelled": _relabelled(next(iter(here.values())), next(iter(theirs.values())), shared),
         "labels": list(next(iter(theirs.values())).labels),
-        "missing": [TITLES[name] for name in here if name not in theirs and name not in left_out],
-        "left_out": [TITLES[name] for name in left_out],
+        "missing": [title[name] for name in here if name not in theirs and name not in left_out],
+        "left_out": [title[name] for name in left_out],
         **_differences(lock, their_lock, {*stale, *their_stale}, there),
-        "models": {name: _pair(here[name], theirs[name], shared, list(ids)) for name in theirs},
+        "models": {
+            name: {"title": title[name], **_pair(here[name], theirs[name], shared, list(ids))} for name in theirs
+        },
     }
 
 
@@ -99,7 +102,6 @@ def _pair(here: Predictions, there: Predictions, shared: set[str], ids: list[str
     answer = dict(zip(theirs["id"], theirs["predicted"], strict=True))
     predicted = [place.get(answer[id_], -1) if id_ in answer else _NOT_SHARED for id_ in ids]
     return compare(theirs, ours) | {
-        "title": TITLES[here.name],
         "accuracy": float(ours["right"].mean()),
         "accuracy_there": float((theirs["label"] == theirs["predicted"]).mean()),
         "changed": int((theirs["predicted"].fillna("").to_numpy() != ours["predicted"].fillna("").to_numpy()).sum()),

@@ -1,6 +1,6 @@
 """The answers of every model, in the form that the page reads: columns in the order of the test split."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from vlm.config.task import Task
 
 TEST = "data/test.parquet"
+PLAIN = "structured_plain"  # structured_eval before its label prior was corrected, if it was
 # Names of predictions, in the order of the page, and their titles
 TITLES = {
     "majority": "Majority class",
     "probe_nearest": "Nearest neighbours",
     "probe_linear": "Linear probe",
     "baseline_eval": "Raw",
+    PLAIN: "Structured",
     "structured_eval": "Structured",
     "final_eval_raw": "Fine-tuned, raw",
     "final_eval": "Fine-tuned, structured",
@@ -30,8 +32,15 @@ BASELINES = ("majority", "probe_nearest", "probe_linear")
 _TOP = 5  # labels whose probabilities the page shows
 
 
+def titles(names: Container[str]) -> dict[str, str]:
+    """What the page calls the predictions, by name, if those of `names` are on it."""
+    return TITLES | ({"structured_eval": "Structured, prior corrected"} if PLAIN in names else {})
+
+
 def load(stale: Collection[str] = ()) -> tuple[dict[str, Predictions], list[str]]:
     """The predictions of the test split that exist, by name, and the names of those left out: of the stages `stale`.
+
+    PLAIN is made from structured_eval.
 
     Raises InputError if there are none, or if any of them are of other samples than data/test.parquet.
     """
@@ -50,6 +59,9 @@ def load(stale: Collection[str] = ()) -> tuple[dict[str, Predictions], list[str]
     for name, answers in found.items():
         if list(answers.frame["id"]) != ids or list(answers.frame["label"]) != labels:
             raise InputError(f"predictions/{name}.parquet: is of other samples than {TEST}; `dvc repro` makes it anew")
+    corrected = found.get("structured_eval")
+    if corrected and corrected.plain() is not corrected:
+        found[PLAIN] = corrected.plain(PLAIN)
     return found, left_out
 
 
@@ -70,7 +82,7 @@ def leading(names: Mapping[str, Any]) -> str:
     return "final_eval" if "final_eval" in names else [name for name in TITLES if name in names][-1]
 
 
-def columns(model: Predictions, task: "Task") -> dict[str, Any]:
+def columns(model: Predictions, task: "Task", title: str) -> dict[str, Any]:
     """The accuracy of a model with its 95 % interval, and a list for each thing that the page shows of a sample.
 
     - predicted: the answer's place among the task's labels; -1 for an answer that is no label
@@ -94,7 +106,7 @@ def columns(model: Predictions, task: "Task") -> dict[str, Any]:
     ]
     found = {
         "name": model.name,
-        "title": TITLES[model.name],
+        "title": title,
         "baseline": model.name in BASELINES,
         "right": right,
         "accuracy": right / n,

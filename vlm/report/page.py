@@ -69,11 +69,12 @@ def _data(found: dict[str, Predictions], params: "Params", stale: set[str], revi
     ids, labels = dataset.ids_and_labels(answers.TEST)
     place = {label: number for number, label in enumerate(params.task.labels)}
     tuned = "structured_eval" in found and "final_eval" in found
+    titles = answers.titles(found)
     return {
         "labels": list(params.task.labels),
         "ids": ids,
         "truth": [place[label] for label in labels],
-        "models": [answers.columns(found[name], params.task) for name in answers.TITLES if name in found],
+        "models": [answers.columns(found[name], params.task, titles[name]) for name in titles if name in found],
         "lead": answers.leading(found),
         "tuning": {"before": "structured_eval", "after": "final_eval"} if tuned else None,
         "against": against.compare_with(revision, found, stale) if revision else None,

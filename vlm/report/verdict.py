@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm.measuring.comparison import compare
+from vlm.report.answers import PLAIN
 
 if TYPE_CHECKING:
     from vlm.measuring.answers import Predictions
 
 
 _PROBES = {"probe_linear": "a linear probe", "probe_nearest": "a nearest-neighbour classifier"}
+# What was done, the predictions without and with it, and what the former are called
+_STEPS = (
+    ("Correcting the label prior", PLAIN, "structured_eval", "the model's own probabilities"),
+    ("Fine-tuning", "structured_eval", "final_eval", "the base model's structured answers"),
+)
 _SIGNIFICANT = 0.05
 
 
@@ -31,7 +37,7 @@ def sentences(found: "Mapping[str, Predictions]") -> list[Sentence]:
     best = next((name for name in ("final_eval", "final_eval_raw", "structured_eval") if name in found), None)
     if best is None:
         return []
-    said = [_gain_of_fine_tuning(found)] if {"structured_eval", "final_eval"} <= found.keys() else []
+    said = [_gain(*step, found) for step in _STEPS if {step[1], step[2]} <= found.keys()]
     probes = sorted((name for name in _PROBES if name in found), key=lambda name: -found[name].frame["right"].mean())
     said += [_against_probe(found, best, probe) for probe in probes]
     said += [_majority(found["majority"])] if "majority" in found else []
@@ -67,20 +73,19 @@ def same_samples(result: Mapping[str, float | int]) -> bool:
     return result["gained"] == result["lost"] == 0
 
 
-def _gain_of_fine_tuning(found: "Mapping[str, Predictions]") -> Sentence:
-    result = compare(found["structured_eval"].frame, found["final_eval"].frame)
+def _gain(step: str, before: str, after: str, called: str, found: "Mapping[str, Predictions]") -> Sentence:
+    result = compare(found[before].frame, found[after].frame)
     if same_samples(result):
-        text = "Fine-tuning makes no difference: the base model's structured answers are right about the same samples."
-        return Sentence(text, warning=True)
+        return Sentence(f"{step} makes no difference: {called} are right about the same samples.", warning=True)
     over = "over" if result["gain"] > 0 else "compared with"
-    over += f" the base model's structured answers ({test_of(result)}); "
+    over += f" {called} ({test_of(result)}); "
     counts = f"it fixes {result['gained']} samples and breaks {result['lost']}."
     if result["mcnemar_p"] >= _SIGNIFICANT:
         difference = f"{signed(result['gain'])} points"
-        text = f"Fine-tuning makes no difference that could be told from chance: {difference} {over}{counts}"
+        text = f"{step} makes no difference that could be told from chance: {difference} {over}{counts}"
         return Sentence(text, warning=True)
     verb = "gains" if result["gain"] > 0 else "loses"
-    return Sentence(f"Fine-tuning {verb} {points(result['gain'])} {over}{counts}", warning=result["gain"] < 0)
+    return Sentence(f"{step} {verb} {points(result['gain'])} {over}{counts}", warning=result["gain"] < 0)
 
 
 def _against_probe(found: "Mapping[str, Predictions]", best: str, name: str) -> Sentence:

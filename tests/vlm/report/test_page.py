@@ -53,6 +53,23 @@ def test_one_evaluation_is_enough(folder):
     assert [data[key] for key in ("tuning", "against", "training", "suspects")] == [None] * 4
 
 
+def test_answers_before_the_label_prior_was_corrected_are_a_model_of_their_own(folder):
+    path = folder / "predictions/structured_eval.parquet"
+    frame = pd.read_parquet(path)
+    # The model's own probabilities are highest for the first label, whatever it sees.
+    frame["plain_probabilities"] = [[0.8, *[0.2 / (len(p) - 1)] * (len(p) - 1)] for p in frame["probabilities"]]
+    frame.to_parquet(path)
+    assert str(write(folder)).startswith("12 samples, 6 measurements, ")
+    models = data_of(folder)["models"]
+    titles = {model["name"]: model["title"] for model in models}
+    assert [titles[name] for name in ("structured_plain", "structured_eval")] == [
+        "Structured",
+        "Structured, prior corrected",
+    ]
+    assert [model["predicted"] for model in models if model["name"] == "structured_plain"] == [[0] * 12]
+    assert "Correcting the label prior " in (folder / "reports/index.html").read_text()
+
+
 def test_the_data_of_a_model(folder):
     write(folder)
     models = {model["name"]: model for model in data_of(folder)["models"]}

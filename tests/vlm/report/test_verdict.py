@@ -24,6 +24,14 @@ def test_fine_tuning_that_helps():
     assert not any(sentence.warning for sentence in (first, second, third))
 
 
+def test_correcting_the_label_prior():
+    prior, tuning = said(structured_plain=100, structured_eval=140, final_eval=180)
+    assert prior.text.startswith(
+        "Correcting the label prior gains 20.0 points over the model's own probabilities (95 %"
+    )
+    assert tuning.text.startswith("Fine-tuning gains 20.0 points over the base model's structured answers")
+
+
 @pytest.mark.parametrize("probe", [178, 181])
 def test_a_probe_that_is_as_good_comes_first(probe):
     first, second = said(structured_eval=100, final_eval=180, probe_linear=probe)
