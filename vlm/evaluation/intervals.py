@@ -1,6 +1,7 @@
 """Confidence intervals for an accuracy."""
 
 import math
+from statistics import NormalDist
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -9,11 +10,9 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
     Raises ValueError unless 0 <= successes <= n and n > 0.
     """
-    from scipy.stats import norm
-
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes in {n} samples: expected 0 <= successes <= n and n > 0")
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = successes / n
     centre = p + z**2 / (2 * n)
     half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))

@@ -138,16 +138,20 @@ class Predictions:
         An answer that is no label is a false negative for the true label and a false positive for none.
         """
         import pandas as pd
-        from sklearn.metrics import precision_recall_fscore_support
 
-        truth, answers = self.frame["label"].tolist(), self.frame["predicted"].fillna("").tolist()
-        occurring = set(truth)
-        present = [label for label in self.labels if label in occurring]
-        precision, recall, f1, support = precision_recall_fscore_support(
-            truth, answers, labels=present, zero_division=0.0
+        occurring = set(self.frame["label"])
+        present = pd.Index([label for label in self.labels if label in occurring], name="label")
+        support, answered, right = (
+            labels.value_counts().reindex(present, fill_value=0)
+            for labels in (self.frame["label"], self.frame["predicted"], self.frame["label"][self.frame["right"]])
         )
-        columns = {"f1": f1, "precision": precision, "recall": recall, "support": support.astype(int)}
-        return pd.DataFrame(columns, index=pd.Index(present, name="label"))
+        columns = {
+            "f1": 2 * right / (support + answered),
+            "precision": (right / answered).fillna(0.0),  # 0 of a label that is no answer
+            "recall": right / support,
+            "support": support,
+        }
+        return pd.DataFrame(columns)
 
     def compare(self, other: "Predictions") -> dict[str, float | int]:
         """How much accuracy `other` gains on the samples that both answer: see vlm/measuring/comparison.py.

@@ -17,7 +17,7 @@ def compare(before: "pd.DataFrame", after: "pd.DataFrame") -> dict[str, float | 
     Raises ValueError unless both tables have the same ids in the same order.
     """
     import numpy as np
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     if list(before["id"]) != list(after["id"]):
         raise ValueError("the predictions are of different samples: expected the same ids in the same order")
@@ -32,7 +32,7 @@ def compare(before: "pd.DataFrame", after: "pd.DataFrame") -> dict[str, float | 
         "gain": (gained - lost) / n,
         "gain_low": float(low),
         "gain_high": float(high),
-        "mcnemar_p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+        "mcnemar_p": min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))),
         "gained": gained,
         "lost": lost,
     }
