@@ -185,7 +185,9 @@ def test_dvc_commands_show_the_results_and_fit_a_screen(clone):
     pictures = {"describe_samples", "compare_accuracy", *(f"{name}_mistakes" for name in drawn)}
     assert {file.name for file in (page / "static").iterdir()} == {f"workspace_plots_{name}.png" for name in pictures}
     sections = re.findall(r"""<div id = ['"]([^'"]*)['"]""", html)
-    titles = {next(iter(plot)) for plot in read_yaml(clone.folder / "dvc.yaml")["plots"] if isinstance(plot, dict)}
+    titles = {
+        next(iter(plot)) for plot in read_yaml(clone.folder / "plots/dvc.yaml")["plots"] if isinstance(plot, dict)
+    }
     drawn_titles = {re.sub(r"\W|_", "", section) for section in sections}
     assert drawn_titles >= {re.sub(r"\W|_", "", title) for title in titles}
     columns = clone.run("dvc", "exp", "show", "--csv").splitlines()[0]

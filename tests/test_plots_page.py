@@ -1,4 +1,4 @@
-"""What `dvc plots` draws: the plots of dvc.yaml, the templates in .dvc/plots and the page around them."""
+"""What `dvc plots` draws: the plots of plots/dvc.yaml, the templates in .dvc/plots and the page around them."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from vlm.measuring.answers import Predictions
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / ".dvc" / "plots"
 PAGE = (ROOT / ".dvc" / "plots_page.html").read_text(encoding="utf-8")
-# The plots of dvc.yaml by name: {} for a picture, whose name is its path
+# The plots of plots/dvc.yaml by name: {} for a picture, whose name is its path
 PLOTS = {
     name: properties
-    for plot in read_yaml(ROOT / "dvc.yaml")["plots"]
-    for name, properties in (plot.items() if isinstance(plot, dict) else [(plot, {})])
+    for plot in read_yaml(ROOT / "plots" / "dvc.yaml")["plots"]
+    for name, properties in (plot.items() if isinstance(plot, dict) else [(f"plots/{plot}", {})])
 }
 
 
@@ -50,7 +50,7 @@ def test_dvc_can_fill_the_templates(template):
     assert spec["title"]["text"] == "T"
 
 
-def test_dvc_yaml_uses_all_templates_and_no_others():
+def test_the_plots_use_all_templates_and_no_others():
     used = {properties["template"] for properties in PLOTS.values() if properties}
     assert used == {path.stem for path in TEMPLATES.glob("*.json")}
 
@@ -104,7 +104,7 @@ def test_checkpoints_have_their_intervals_and_an_axis_that_need_not_start_at_zer
 GROUPS = json.loads(re.search(r"const GROUPS = (\[.*?\n  \]);", PAGE, re.DOTALL)[1])
 
 
-def test_the_page_knows_every_plot_of_dvc_yaml_and_the_title_of_every_picture():
+def test_the_page_knows_every_plot_and_the_title_of_every_picture():
     listed = {name: title for group in GROUPS for name, *title in group}
     assert set(listed) == set(PLOTS)
     assert {name for name, title in listed.items() if any(title)} == {name for name in PLOTS if name.endswith(".png")}

@@ -29,7 +29,9 @@ def test_correcting_the_label_prior():
     assert prior.text.startswith(
         "Correcting the label prior gains 20.0 points over the model's own probabilities (95 %"
     )
-    assert tuning.text.startswith("Fine-tuning gains 20.0 points over the base model's structured answers")
+    assert tuning.text.startswith(
+        "Fine-tuning gains 20.0 points over the base model's structured answers, prior corrected (95 %"
+    )
 
 
 @pytest.mark.parametrize("probe", [178, 181])
