@@ -38,15 +38,24 @@ VARIANTS = [
     ),
     Variant("reference, 0.0001", "the same with a smaller learning rate", "reference", 0.0001, bare=True),
     Variant("reference, 0.006", "the same with a larger learning rate", "reference", 0.006, bare=True),
-    Variant("ours", "`FineTuning` with the settings in params.yaml, but as many epochs as the others", "ours"),
+    Variant("ours", "`FineTuning` with the settings in params.yaml (`finetune.loss: both`), but as many epochs as the others", "ours"),
     Variant("ours, tokens loss", "ours with `finetune.loss: tokens`", "ours", finetune={"loss": "tokens"}),
     Variant("ours, labels loss", "ours with `finetune.loss: labels`", "ours", finetune={"loss": "labels"}),
-    Variant("ours, both", "ours with `finetune.loss: both`", "ours", finetune={"loss": "both"}),
     Variant(
         "ours, frozen tower",
         "ours with `finetune.lora.modules: language+projector`",
         "ours",
         targets="language+projector",
+    ),
+    *(
+        Variant(f"ours, rate {rate:g}", f"ours with `finetune.learning_rate: {rate:g}`", "ours", rate)
+        for rate in (0.0005, 0.001, 0.006)
+    ),
+    Variant(
+        "ours, rate auto",
+        "ours with `finetune.learning_rate: auto`, which is 0.0043 for tiny",
+        "ours",
+        finetune={"learning_rate": "auto"},
     ),
     Variant("ours + augmentation", "ours with `finetune.augment: light`", "ours", finetune={"augment": "light"}),
     Variant(
