@@ -38,7 +38,11 @@ VARIANTS = [
     ),
     Variant("reference, 0.0001", "the same with a smaller learning rate", "reference", 0.0001, bare=True),
     Variant("reference, 0.006", "the same with a larger learning rate", "reference", 0.006, bare=True),
-    Variant("ours", "`FineTuning` with the settings in params.yaml (`finetune.loss: both`), but as many epochs as the others", "ours"),
+    Variant(
+        "ours",
+        "our job with params.yaml's settings (`finetune.loss: both`), but as many epochs as the others",
+        "ours",
+    ),
     Variant("ours, tokens loss", "ours with `finetune.loss: tokens`", "ours", finetune={"loss": "tokens"}),
     Variant("ours, labels loss", "ours with `finetune.loss: labels`", "ours", finetune={"loss": "labels"}),
     Variant(
