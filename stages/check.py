@@ -3,10 +3,13 @@
 from vlm import compute
 from vlm.config import gpus, load_params
 from vlm.config.errors import reported
+from vlm.config.prompts import candidates_file, load_candidates
 
 
 def main() -> None:
     params = load_params()
+    if params.prompt_search.enabled:
+        load_candidates(candidates_file(params.prompt_search.candidates, params.task), params.task)
     if compute.place(params.model, params.compute) == "local":
         where = "on this machine"
     else:
