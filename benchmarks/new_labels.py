@@ -43,10 +43,11 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {
     "... and a learning rate of 0.002": (400, BEFORE | {"epochs": 8, "learning_rate": 0.002}),
     "... and loss on the labels": (400, BEFORE | {"epochs": 8, "learning_rate": 0.002, "loss": "labels"}),
     "... or on both": (400, BEFORE | {"epochs": 8, "learning_rate": 0.002, "loss": "both"}),
-    "... and LoRA in the vision tower, too: params.yaml": (400, {}),
+    "... and LoRA in the vision tower, too": (400, {"epochs": 8}),
+    "... and 16 epochs: params.yaml": (400, {}),
     "params.yaml, 1,574 training pictures": (1574, {}),
 }
-SEVERAL_SEEDS = ("... and LoRA in the vision tower, too: params.yaml", "params.yaml, 1,574 training pictures")
+SEVERAL_SEEDS = ("... and 16 epochs: params.yaml", "params.yaml, 1,574 training pictures")
 PROBE = "linear probe on frozen features, {:,} training pictures"
 
 

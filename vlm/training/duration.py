@@ -14,14 +14,15 @@ from vlm.data import dataset
 if TYPE_CHECKING:
     from vlm.training.job import FineTuning, Loaded
 
-FEW, MANY = 2, 8  # epochs
-_KNOWN = 0.5  # validation accuracy of the untrained model from which on few epochs are enough
-FEWEST_SAMPLES = 3200  # that training sees, counting every epoch, however few pictures there are
+# At least so many epochs, and samples that training sees in all, if the labels are known and if they are new
+KNOWN, NEW = (2, 3200), (8, 6400)
+_TELLS_MOST = 0.5  # validation accuracy of the untrained model from which on the labels count as known
 
 
 def epochs(rows: int, known: bool) -> int:
     """The number of epochs for `rows` training rows; `known`: whether the untrained model tells most labels apart."""
-    return max(FEW if known else MANY, math.ceil(FEWEST_SAMPLES / max(1, rows)))
+    least, samples = KNOWN if known else NEW
+    return max(least, math.ceil(samples / max(1, rows)))
 
 
 def measured(job: "FineTuning", loaded: "Loaded", emit: Emit) -> int:
@@ -37,7 +38,7 @@ def measured(job: "FineTuning", loaded: "Loaded", emit: Emit) -> int:
     emit(Progress(0, len(rows), unit))
     found = validate(model, processor, job.task, job.validation, rows, load, size, trainer.processes(), emit)
     emit(Progress(len(rows), len(rows), unit))
-    number = epochs(dataset.count(job.train), found["accuracy"] >= _KNOWN)
+    number = epochs(dataset.count(job.train), found["accuracy"] >= _TELLS_MOST)
     emit(
         Log(
             f"before training: {found['accuracy']:.1%} of {len(rows)} validation samples right; {number} epochs "
