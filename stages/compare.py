@@ -65,9 +65,9 @@ def main() -> None:
 
 
 def _gain(step: str, found: dict[str, float | int]) -> str:
+    changed = f"loses {_points(_as_loss(found))}" if found["gain"] < 0 else f"gains {_points(found)}"
     return (
-        f"{step} gains {_points(found)}: {found['gained']} gained, {found['lost']} lost, "
-        f"McNemar p {_formatted(found['mcnemar_p'])}"
+        f"{step} {changed}: {found['gained']} gained, {found['lost']} lost, McNemar p {_formatted(found['mcnemar_p'])}"
     )
 
 
@@ -79,9 +79,12 @@ def _with_probe(line: str, probe: str, over: dict[str, float | int]) -> str:
             f"the fine-tuned model cannot be told apart from {probe}: a difference of {_points(over)}, {test}; {line}"
         )
     if over["gain"] < 0:
-        lost = {"gain": -over["gain"], "gain_low": -over["gain_high"], "gain_high": -over["gain_low"]}
-        return f"the fine-tuned model is {_points(lost)} worse than {probe}, {test}; {line}"
+        return f"the fine-tuned model is {_points(_as_loss(over))} worse than {probe}, {test}; {line}"
     return f"{line}; {_points(over)} more than {probe}, {test}"
+
+
+def _as_loss(found: dict[str, float | int]) -> dict[str, float]:
+    return {"gain": -found["gain"], "gain_low": -found["gain_high"], "gain_high": -found["gain_low"]}
 
 
 def _points(found: dict[str, float | int]) -> str:

@@ -123,3 +123,10 @@ def test_without_a_correction_the_chart_has_no_bar_for_it(compared, monkeypatch)
     compared(plain=40)
     rest = ["fine-tuned,\nraw", "fine-tuned,\nstructured", "exported,\nllama.cpp"]
     assert drawn == [["raw", "structured", *rest], ["raw", "structured", "structured,\nprior corrected", *rest]]
+
+
+def test_a_fine_tune_that_makes_it_worse_loses(compared):
+    line = compared(structured_eval=60, final_eval=40, probe_linear=30, probe_nearest=30)
+    assert line.startswith(
+        "compare: fine-tuning loses 20.0 points (12.0 to 28.0): 0 gained, 20 lost, McNemar p = 1.9e-06"
+    )
