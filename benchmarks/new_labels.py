@@ -152,7 +152,7 @@ def shown(right: int) -> str:
 
 def table(done: list[dict]) -> str:
     lines = ["| row | right of 200, by seed (Wilson 95 %) |", "| --- | --- |"]
-    for name in dict.fromkeys(row["row"] for row in done):
+    for name in (*ROWS, *map(PROBE.format, VALIDATION)):
         lines.append(f"| {name} | {', '.join(shown(row['right']) for row in done if row['row'] == name)} |")
     return "\n".join(lines)
 
