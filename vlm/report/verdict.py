@@ -76,11 +76,11 @@ def same_samples(result: Mapping[str, float | int]) -> bool:
 def _gain(step: str, before: str, after: str, called: str, found: "Mapping[str, Predictions]") -> Sentence:
     result = compare(found[before].frame, found[after].frame)
     if before == "structured_eval" and PLAIN in found:
-        called += ", prior corrected,"
+        called += " with the label prior corrected"
     if same_samples(result):
         return Sentence(f"{step} makes no difference: {called} are right about the same samples.", warning=True)
     over = "over" if result["gain"] > 0 else "compared with"
-    over += f" {called.rstrip(',')} ({test_of(result)}); "
+    over += f" {called} ({test_of(result)}); "
     counts = f"it fixes {result['gained']} samples and breaks {result['lost']}."
     if result["mcnemar_p"] >= _SIGNIFICANT:
         difference = f"{signed(result['gain'])} points"

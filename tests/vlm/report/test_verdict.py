@@ -30,7 +30,7 @@ def test_correcting_the_label_prior():
         "Correcting the label prior gains 20.0 points over the model's own probabilities (95 %"
     )
     assert tuning.text.startswith(
-        "Fine-tuning gains 20.0 points over the base model's structured answers, prior corrected (95 %"
+        "Fine-tuning gains 20.0 points over the base model's structured answers with the label prior corrected (95 %"
     )
 
 
