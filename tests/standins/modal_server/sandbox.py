@@ -1,6 +1,7 @@
 """A container's surroundings: the files that it sees, its environment and the arguments of its entry point."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from modal_server.records import ENVIRONMENT, IMAGE_BUILDER, Container
 from modal_server.service import Service
 
 ENTER = Path(__file__).with_name("enter.py")
+_THREADS = "OMP_NUM_THREADS"
 
 
 def unshare() -> list[str] | None:
@@ -65,7 +67,11 @@ class Sandbox(Service):
         return [*self.server.unshare, sys.executable, "-I", str(ENTER), str(file)]
 
     def _environment(self, container: Container) -> dict[str, str]:
-        """Nothing of this machine's own, but what image and secrets give."""
+        """Nothing of this machine's own but its number of threads, and what image and secrets give.
+
+        Where sums are split among threads, the last digits depend on their number. Tests compare with results of this
+        machine, byte for byte.
+        """
         definition = container.function.definition
         values = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -74,6 +80,8 @@ class Sandbox(Service):
             "PYTHONPATH": "/root",
             "PYTHONUNBUFFERED": "1",
         }
+        if _THREADS in os.environ:
+            values[_THREADS] = os.environ[_THREADS]
         values |= self.server.images.environment(definition.image_id)
         for secret in definition.secret_ids:
             values |= self.server.secrets.values[secret]
