@@ -49,8 +49,6 @@ NAME_TEST = {
 
 def of_test(path: str) -> bool:
     """Whether a file of the pipeline is the test split, or was made from it."""
-    if path == "predictions":  # the folder
-        return True
     if path.startswith("predictions/"):
         return not re.search(r"_(train|validation)\.\w+$", path)
     return path == TEST or (path.startswith(("plots/", "metrics/")) and not path.startswith("metrics/runtime/"))
@@ -76,11 +74,7 @@ def before(stage: str) -> set[str]:
     direct = {
         other
         for other in STAGES
-        if any(
-            dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/")
-            for dep in dependencies(stage)
-            for out in outputs(other)
-        )
+        if any(dep == out or dep.startswith(f"{out}/") for dep in dependencies(stage) for out in outputs(other))
     }
     return direct.union(*map(before, direct))
 

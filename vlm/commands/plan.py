@@ -108,12 +108,7 @@ def stages_to_run() -> dict[str, str | None]:
 
     def reason(name: str) -> str | None:
         if name not in reasons:
-            before = [
-                maker
-                for dep in _paths(stages[name]["deps"])
-                for out, maker in makers.items()
-                if dep == out or out.startswith(f"{dep}/")
-            ]
+            before = [makers[dep] for dep in _paths(stages[name]["deps"]) if dep in makers]
             after = next((f"after {maker}" for maker in before if reason(maker)), None)
             reasons[name] = "yes" if name in changed else after
         return reasons[name]

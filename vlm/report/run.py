@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.config.yaml_files import read_mapping
@@ -110,11 +110,10 @@ def changed_parameters(
 def changed_inputs(here: Mapping[str, Any], there: Mapping[str, Any], stale: Collection[str] = ()) -> list[str]:
     """The files and folders, code and configs/, whose content differs between two locks for a stage that both have.
 
-    Without those of stages in `stale`. What stages write, and folders of it, is left out: it follows from the rest.
+    Without those of stages in `stale`. What stages write is left out: it follows from the rest.
     """
     every = [stage for lock in (here, there) for stage in lock.get("stages", {}).values()]
-    outs = [PurePosixPath(out["path"]) for stage in every for out in stage.get("outs", [])]
-    written = {str(path) for out in outs for path in (out, *out.parents)}
+    written = {out["path"] for stage in every for out in stage.get("outs", [])}
     found: set[str] = set()
     for stages in _in_both(here, there, stale):
         ours, theirs = ({dep["path"]: dep.get("md5") for dep in stage.get("deps", [])} for stage in stages)
