@@ -19,8 +19,9 @@ import torch
 
 from benchmarks.new_labels import digits, quiet
 from vlm.config.params import Params, PrepareParams, load_params
-from vlm.data import json_files
-from vlm.measuring.prompt_search import OUT, search
+from vlm.measuring.prompt_search import lines, measure
+from vlm.prompting.search import search
+from vlm.prompting.table import FOLDER
 from vlm.sources import preparation
 
 SEEDS = (1, 2, 3)
@@ -64,9 +65,10 @@ def main() -> None:
 def searched(params: Params, task: Any, prior: str, seed: int) -> dict[str, Any]:
     structured = params.structured_eval.model_copy(update={"prior": prior})
     changes = {"task": task, "seed": seed, "structured_eval": structured, "compute": "local"}
-    for line in search(params.model_copy(update=changes)):
-        print(line)
-    return json_files.read(f"{OUT}/details.json")
+    print(search(params.model_copy(update=changes)))
+    found = measure(Path(FOLDER))
+    print("\n".join(lines(found)))
+    return found
 
 
 def shown(row: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ from vlm.config.params import load_params
 from vlm.config.yaml_files import read_yaml
 from vlm.data import dataset, json_files
 from vlm.evaluation import TEST, TRAIN, VALIDATION, Evaluation
-from vlm.measuring import prompt_search
 from vlm.probing import FeatureExtraction, baselines
+from vlm.prompting import search
 from vlm.training import FineTuning
 
 ROOT = Path(__file__).parents[1]
@@ -27,11 +27,12 @@ SEE_TEST = {
     "robustness": "answers corrupted copies of it",
     "probe": "answers it; the probes are fitted to train, and chosen on validation",
     "export": "takes the label prior from predictions/final_eval.json, which is estimated on train or blank pictures",
-    "prompt_search": "measures the winner, which was chosen on validation, once",
+    "prompt_search": "asks the winner, which was chosen on validation, and the present prompt about it, once",
     "describe": "shows samples and counts labels",
     "measure": "measures the answers; thresholds come from validation",
     "measure_edge": "measures the answers",
     "measure_robustness": "measures the answers",
+    "measure_prompt_search": "measures the answers",
     "compare": "measures the answers",
     "audit": "lists suspicious pictures for a person; what is changed in test is counted (test_changed)",
     "report": "shows the answers",
@@ -106,7 +107,7 @@ def test_an_evaluations_prior_and_calibration_come_from_train_and_validation(at_
     structured = params.structured_eval.model_copy(update={"prior": "batch", "calibrate": "bias"})
     job = Evaluation.of(params.model_copy(update={"structured_eval": structured}), structured=True)
     assert (job.data, job.train, job.validation) == (TEST, TRAIN, VALIDATION)
-    assert prompt_search.job_of(params).inputs == [VALIDATION]
+    assert search.job_of(params).inputs == [VALIDATION]
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_a_fine_tune_does_not_depend_on_test(other_test, finetune_params, tmp_pa
 @pytest.mark.slow
 def test_the_prompt_search_does_not_depend_on_test(other_test, tmp_path):
     params, replace_test = other_test
-    job = dataclasses.replace(prompt_search.job_of(params), passes=4.0)
+    job = dataclasses.replace(search.job_of(params), passes=4.0)
     job = dataclasses.replace(job, wordings=job.wordings[:3])
     chosen = ["candidates.csv", "finalists.parquet", "search.json"]
     first = results(job, tmp_path / "a", chosen)

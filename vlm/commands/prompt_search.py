@@ -7,7 +7,9 @@ from vlm.config import pins
 from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.config.prompts import candidates_file
-from vlm.measuring.prompt_search import search
+from vlm.measuring.prompt_search import lines, measure
+from vlm.prompting.search import search
+from vlm.prompting.table import FOLDER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,5 +52,6 @@ def main(arguments: argparse.Namespace) -> None:
         from vlm.prompting import proposing
 
         print(proposing.add(file, params.task, params.seed))
-    for line in search(params, file, arguments.out):
+    print(f"prompt-search: {search(params, file, arguments.out)}")
+    for line in lines(measure(Path(FOLDER))):
         print(f"prompt-search: {line}")

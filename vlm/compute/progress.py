@@ -17,7 +17,10 @@ _SILENCE = 30.0  # maximum seconds without a line
 
 
 class ProgressBar:
-    """`with ProgressBar() as emit: job.run(directory, emit)`, on stderr. A new total or unit starts a new bar."""
+    """`with ProgressBar() as emit: job.run(directory, emit)`, on stderr. A new total or unit starts a new bar.
+
+    A bar that is full is closed, so that another job's can follow while this one's results are still in use.
+    """
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -40,7 +43,11 @@ class ProgressBar:
             self._show(event)
 
     def _show(self, event: Progress) -> None:
-        if self._current != (event.total, event.unit):
+        full = event.done >= event.total
+        shown = self._bar is not None or self._lines is not None
+        if self._current == (event.total, event.unit) and full and not shown:
+            return
+        if self._current != (event.total, event.unit) or not shown:
             self._close()
             self._current = (event.total, event.unit)
             if self._terminal:
@@ -53,13 +60,15 @@ class ProgressBar:
             self._bar.update(event.done - self._bar.n)
         elif self._lines is not None:
             self._lines.show(event)
+        if full:
+            self._close()
 
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._lines is not None:
             self._lines.close()
-        self._bar = self._lines = self._current = None
+        self._bar = self._lines = None
 
 
 class _Lines:

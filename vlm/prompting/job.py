@@ -150,28 +150,25 @@ class PromptSearch:
         from vlm.evaluation.posterior import Posterior
         from vlm.evaluation.runner import BatchRunner
 
-        total, answered = len(candidates) * len(rows), 0
-        emit(Progress(0, total, unit))
-        for place, candidate in enumerate(candidates):
-            record = Record(_file(directory, candidate))
-            missing = sum(row not in record.rows for row in rows)
-            if missing:
-                others = record.samples - (len(rows) - missing)
-                done = place * len(rows)
+        records = {candidate: Record(_file(directory, candidate)) for candidate in candidates}
+        missing = {candidate: sum(row not in record.rows for row in rows) for candidate, record in records.items()}
+        total = len(candidates) * len(rows)
+        done = earlier = total - sum(missing.values())
+        emit(Progress(done, total, unit))
+        for candidate, record in records.items():
+            if missing[candidate]:
+                offset = done - record.samples  # the runner counts from what is recorded, also in earlier rounds
 
-                def report(event: Event, done: int = done, others: int = others) -> None:
-                    if isinstance(event, Progress):  # of this candidate, with the answers of earlier rounds
-                        event = Progress(done + event.done - others, total, unit)
-                    emit(event)
+                def report(event: Event, offset: int = offset) -> None:
+                    emit(Progress(offset + event.done, total, unit) if isinstance(event, Progress) else event)
 
                 task = self.wordings[candidate].applied(self.task)
                 posterior = Posterior(model, processor, task)
                 runner = BatchRunner(model, processor, task, report, (0, 1))
                 decode, equal = decoding.most_probable(posterior, task), posterior.wants_equal_lengths
                 runner.run(self.data, self.batch_size, decode, record, rows=rows, equal_lengths=equal)
-                answered += missing
-            emit(Progress((place + 1) * len(rows), total, unit))
-        return answered
+                done += missing[candidate]
+        return done - earlier
 
     def _result(self, directory: Path, candidate: int, rows: list[int], round_: int) -> table.Result:
         import numpy as np

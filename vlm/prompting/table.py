@@ -1,9 +1,10 @@
-"""The search's tables: candidates.csv, all candidates with what became of them, and finalists.parquet, their answers.
+"""The search's tables: candidates.csv, finalists.parquet and tested.parquet.
 
 candidates.csv has one row a candidate: its number, the `rounds` and `samples` that it was asked about, the mean
 `log_loss` (nats) and the `accuracy` on these samples, the `outcome`, and its text, with words and descriptions as JSON.
 finalists.parquet has one row for each sample and each candidate that was asked about all of them: candidate, id, label,
 predicted, log_loss, and `fresh`: whether only the last round asked about the sample.
+tested.parquet has the answers to test of the winner and of the present prompt: candidate, id, label, predicted.
 """
 
 import csv
@@ -19,6 +20,10 @@ from vlm.prompting.halving import PRESENT
 
 if TYPE_CHECKING:
     import numpy as np
+
+# The stage's folder with these tables, search.json (see PromptSearch) and task.yaml, a copy of the new task's file. If
+# the present prompt won, it has neither tested.parquet nor task.yaml.
+FOLDER = "predictions/prompt_search"
 
 _MEASURED = ["candidate", "rounds", "samples", "log_loss", "accuracy", "outcome"]
 
@@ -82,3 +87,12 @@ def write_finalists(
             values = (candidate, ids[row], labels[row], task.labels[int(answer)], float(loss), row in last)
             rows.append(dict(zip(schema.names, values, strict=True)))
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
+
+
+def write_tested(path: Path, answers: Mapping[int, Path]) -> None:
+    """Writes tested.parquet from the predictions of each candidate (see vlm/data/predictions.py)."""
+    import pandas as pd
+
+    columns = ["id", "label", "predicted"]
+    frames = [pd.read_parquet(file, columns=columns).assign(candidate=number) for number, file in answers.items()]
+    pd.concat(frames)[["candidate", *columns]].to_parquet(path, index=False)

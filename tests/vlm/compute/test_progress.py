@@ -99,6 +99,24 @@ def test_a_job_that_an_earlier_run_completed_prints_one_line_without_a_rate(caps
     assert capsys.readouterr().err == "1000/1000 image\n"
 
 
+def test_another_job_may_follow_while_the_results_of_the_first_are_in_use(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with ProgressBar() as first, ProgressBar() as second:
+        for emit, unit in ((first, "question"), (second, "answer")):
+            emit(Progress(0, 2, unit))
+            emit(Progress(2, 2, unit))
+    err = capsys.readouterr().err
+    assert "\x1b[A" not in err  # a bar below an open one goes up again after each change
+    assert err.rstrip("\n").count("\n") == 1
+
+
+def test_a_count_that_starts_again_is_shown_again(capsys):
+    with ProgressBar() as emit:
+        for done in (0, 2, 0, 2):
+            emit(Progress(done, 2, "step"))
+    assert capsys.readouterr().err.count("2/2 step") == 2
+
+
 def combined(*events):
     """What `Combined` emits for (shard, event)."""
     emitted = []
