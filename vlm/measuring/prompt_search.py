@@ -42,8 +42,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     here, held = found["chosen_on"], found["held_out"]
     said = [
         f"on validation: log loss {here['log_loss']:.3f} ({here['present_log_loss']:.3f} with the present prompt) and "
-        f"accuracy {_percent(here['accuracy'])} ({_percent(here['present_accuracy'])}) on the {here['samples']} samples "
-        f"that chose the prompt; the choice after half of them gains {_gain(held)} on the other half"
+        f"accuracy {_percent(here['accuracy'])} ({_percent(here['present_accuracy'])}) on the {here['samples']} "
+        f"samples that chose the prompt; the choice after half of them gains {_gain(held)} on the other half"
     ]
     if "test" in found:
         test = found["test"]

@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from vlm import compute
 from vlm.config.params import Params
@@ -35,18 +34,16 @@ def search(params: Params, file: Path | None = None, out: str | None = None) -> 
     with ExitStack() as running:
         result = running.enter_context(compute.run(job, params.compute, modal))
         found = json_files.read(result / "search.json")
-        winner = found["winner"]
-        compared = {} if winner == PRESENT else {PRESENT: params.task, winner: job.wordings[winner].applied(params.task)}
-        on_test = {
-            candidate: running.enter_context(compute.run(_evaluation(params, task), params.compute, params.modal))
-            for candidate, task in compared.items()
-        }
+        winner, on_test = found["winner"], {}
+        if winner != PRESENT:
+            for candidate, task in ((PRESENT, params.task), (winner, job.wordings[winner].applied(params.task))):
+                evaluation = compute.run(_evaluation(params, task), params.compute, params.modal)
+                on_test[candidate] = running.enter_context(evaluation) / "structured.parquet"
         shutil.rmtree(FOLDER, ignore_errors=True)  # an earlier search's winner
         names = ("candidates.csv", "finalists.parquet", "search.json")
         compute.save(result, {name: f"{FOLDER}/{name}" for name in names} | {"runtime.json": RUNTIME})
         if on_test:
-            answers = {candidate: folder / "structured.parquet" for candidate, folder in on_test.items()}
-            table.write_tested(Path(FOLDER, "tested.parquet"), answers)
+            table.write_tested(Path(FOLDER, "tested.parquet"), on_test)
     cost = f"{len(job.wordings)} candidates for {found['asked'] / found['samples']:.1f} passes over validation"
     if winner == PRESENT:
         return f"{cost}; the present prompt is the best of them: there is no new task, and nothing to measure on test"

@@ -68,7 +68,9 @@ def test_a_better_prompt_becomes_a_task_and_is_measured_once_on_test(work, monke
     assert winner.prompt.user == load_task("better").prompt.user != load_task("car_badges").prompt.user or (
         winner.answer_form == "json"
     )
-    assert (work / "predictions/prompt_search/task.yaml").read_text() == (work / "configs/tasks/better.yaml").read_text()
+    assert (work / "predictions/prompt_search/task.yaml").read_text() == (
+        work / "configs/tasks/better.yaml"
+    ).read_text()
     assert found["winner"] != 0 and found["rounds"] == [6, 12]
     assert found["chosen_on"]["samples"] == 12 and found["held_out"]["samples"] == 6 and found["test"]["samples"] == 16
     assert found["chosen_on"]["log_loss"] < found["chosen_on"]["present_log_loss"]
