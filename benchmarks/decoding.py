@@ -35,7 +35,7 @@ from vlm.config.params import load_params
 from vlm.config.task import Task, load_task
 from vlm.evaluation import batching, decoding, feed
 from vlm.evaluation.posterior import Posterior
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 DATA = "data/test.parquet"
 
@@ -110,7 +110,7 @@ def cases_of(
         def run() -> None:
             batches = batching.plan([0] * images, batch_size)  # all badges have one size
             for _, inputs in feed.feed(load, batches, vlm):
-                decode(loading.to_device(inputs, vlm))
+                decode(encoding.to_device(inputs, vlm))
 
         return run
 

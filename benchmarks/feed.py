@@ -172,7 +172,7 @@ def consume(split: str, processor, params, rows: range, workers: int) -> None:
     from vlm.evaluation.feed import feed
 
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
-    for _ in feed(batching.Loader(split, processor, params.task), batches(rows), model, workers=workers):
+    for _ in feed(batching.Loader(split, processor, params.task, model.dtype), batches(rows), model, workers=workers):
         pass
 
 

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from vlm.config.params import load_params
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import loading
+from vlm.models import encoding, loading
 from vlm.probing import heads
 from vlm.probing.heads import Samples
 
@@ -78,7 +78,7 @@ def pool(model: "PreTrainedModel", load: batching.Loader) -> dict[str, np.ndarra
     for start in range(0, count, 32):
         inputs = load(range(start, min(start + 32, count)))
         with torch.inference_mode():
-            output = model.get_image_features(**loading.picture_inputs(inputs))
+            output = model.get_image_features(**encoding.picture_inputs(inputs))
         masks = inputs["pixel_attention_mask"].bool()
         tower = [state[mask] for state, mask in zip(output.last_hidden_state, masks, strict=True)]
         for name, pictures in (("tower", tower), ("projector", output.pooler_output)):

@@ -17,7 +17,7 @@ from vlm import evaluation
 from vlm.config.params import Params, load_params
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import loading, memory
+from vlm.models import encoding, loading, memory
 
 _MAX_MEMORY = 0.9  # maximum fraction of the free memory
 _MIN_SPEEDUP = 1.05  # by which a larger batch has to be faster to be worth its memory
@@ -55,7 +55,7 @@ def propose(
     best, fastest, slower, previous = 1, 0.0, 0, 0
     size = 1
     while size <= dataset.count(data) and slower < _MAX_SLOWER:
-        inputs = loading.to_device(load([longest] * size), model)
+        inputs = encoding.to_device(load([longest] * size), model)
         try:
             rate = size / timed(lambda batch=inputs: posterior(batch))
         except RuntimeError as error:

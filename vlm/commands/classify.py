@@ -19,7 +19,7 @@ from vlm.config.models import load_model
 from vlm.config.params import Params, load_params
 from vlm.config.task import load_task
 from vlm.evaluation import prior
-from vlm.models import loading, memory
+from vlm.models import encoding, loading, memory
 from vlm.sources import pictures
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def classify(
     size = 1 if posterior.wants_equal_lengths else params.evaluation.batch_size
 
     def ask(images: "Sequence[Image.Image]") -> "torch.Tensor":
-        plain = posterior(loading.to_device(loading.encode(processor, task, list(images)), loaded))
+        plain = posterior(encoding.to_device(encoding.encode(processor, task, list(images)), loaded))
         return plain if offsets is None else torch.from_numpy(prior.apply(plain.numpy(), offsets))
 
     for start in range(0, len(files), size):

@@ -105,12 +105,12 @@ class Classifier(Frozen):
     ) -> "Classifier":
         """The classifier of a task and a fine-tuned LFM2-VL, without files yet (`with_files`). Raises InputError."""
         from vlm.evaluation.trie import answer_tokens
-        from vlm.models import chat, loading
+        from vlm.models import chat, encoding
 
         task, images = params.task, processor.image_processor
         before, after = chat.prompt(processor, task).split(processor.image_token)
         multiple = images.encoder_patch_size * images.downsample_factor
-        ids = loading.blank(processor, task, (multiple, multiple))["input_ids"][0].tolist()
+        ids = encoding.blank(processor, task, (multiple, multiple))["input_ids"][0].tolist()
         first = ids.index(processor.image_token_id)
         last = len(ids) - ids[::-1].index(processor.image_token_id)
         counts = [len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, after)]

@@ -12,7 +12,7 @@ from vlm.config.params import Params
 from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 if TYPE_CHECKING:
     import torch
@@ -71,4 +71,4 @@ def posteriors(
     from vlm.evaluation.posterior import Posterior
 
     posterior = Posterior(model, processor, task)
-    return torch.cat([posterior(loading.to_device(loading.encode(processor, task, [one]), model)) for one in images])
+    return torch.cat([posterior(encoding.to_device(encoding.encode(processor, task, [one]), model)) for one in images])

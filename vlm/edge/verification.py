@@ -13,7 +13,7 @@ from vlm.config.task import Task
 from vlm.edge.classifier import Classifier, NotExportable
 from vlm.edge.llama import Llama
 from vlm.evaluation.trie import answer_tokens
-from vlm.models.loading import encode
+from vlm.models.encoding import encode
 
 if TYPE_CHECKING:
     import numpy as np

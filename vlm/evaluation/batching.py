@@ -9,9 +9,10 @@ from PIL import Image
 
 from vlm.config.task import Task
 from vlm.data import dataset
-from vlm.models import loading
+from vlm.models import encoding
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BatchFeature, ProcessorMixin
 
 
@@ -33,9 +34,10 @@ def plan(lengths: Sequence[int], batch_size: int, equal_lengths: bool = False) -
 class Loader:
     """Reads, decodes and preprocesses chosen rows of a split. It can be pickled, for worker processes."""
 
-    def __init__(self, data: str, processor: "ProcessorMixin", task: Task) -> None:
-        """Raises InputError if there is no such file."""
+    def __init__(self, data: str, processor: "ProcessorMixin", task: Task, dtype: "torch.dtype | None" = None) -> None:
+        """`dtype` is that of the pixels, by default the processor's. Raises InputError if there is no such file."""
         dataset.count(data)
+        self._dtype = dtype
         self._data = data
         self._processor = processor
         self._task = task
@@ -44,7 +46,8 @@ class Loader:
 
     def __call__(self, rows: Sequence[int]) -> "BatchFeature":
         """The model's inputs for `rows`, left-padded, on the CPU."""
-        return loading.encode(self._processor, self._task, [decoded(row.image) for row in self.reader.rows(rows)])
+        pictures = [decoded(row.image) for row in self.reader.rows(rows)]
+        return encoding.encode(self._processor, self._task, pictures, self._dtype)
 
     @cached_property
     def reader(self) -> dataset.Reader:
@@ -59,7 +62,7 @@ class Loader:
         new = [row for row in rows if row not in self._sizes]
         self._sizes.update(zip(new, dataset.image_sizes(self._data, new), strict=True))
         for size in {self._sizes[row] for row in new} - self._lengths.keys():
-            self._lengths[size] = loading.blank(self._processor, self._task, size)["input_ids"].shape[1]
+            self._lengths[size] = encoding.blank(self._processor, self._task, size)["input_ids"].shape[1]
         return [self._lengths[self._sizes[row]] for row in rows]
 
     def __getstate__(self) -> dict:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from vlm.config import cores
 from vlm.config.events import Emit, Log
-from vlm.models import loading, memory
+from vlm.models import encoding, memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,7 +87,7 @@ def computed(
         done = too_many = 0
         for rows, inputs in feed(load, parts, model, emit):
             try:
-                results.append(compute(rows, loading.to_device(inputs, model)))
+                results.append(compute(rows, encoding.to_device(inputs, model)))
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise

@@ -32,7 +32,7 @@ from vlm.evaluation.repeated_cache import RepeatedCache
 from vlm.evaluation.tree_attention import TreeAttention
 from vlm.evaluation.trie import Trie, answer_tokens
 from vlm.models import chat
-from vlm.models.loading import encode
+from vlm.models.encoding import encode
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, ProcessorMixin

@@ -3,26 +3,20 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from vlm.config import hub, pins
 from vlm.config.errors import InputError
 from vlm.config.models import ModelConfig
 from vlm.config.params import ImageParams
-from vlm.config.task import Task
-from vlm.models import chat
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
-# What a processor returns for the text; all else that it returns is for the pictures.
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _WEIGHTS = "model*.safetensors"
 # In the folder of a model whose own weights were fine-tuned: the id and revision of the model that it was before.
 BASE_FILE = "base_model.json"
@@ -178,55 +172,6 @@ def _one_line_errors(config: ModelConfig) -> Iterator[None]:
             f"configs/models/{config.name}.yaml: id: {config.id!r} cannot be loaded as a model for text and pictures: "
             f"{reason}"
         ) from error
-
-
-def encode(processor: "ProcessorMixin", task: Task, images: "Sequence[Image.Image | torch.Tensor]") -> "BatchFeature":
-    """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU."""
-    prompt = chat.prompt(processor, task)
-    return processor(
-        images=[[image] for image in images],
-        text=[prompt] * len(images),
-        padding=True,
-        add_special_tokens=False,  # the chat template has written them
-        return_tensors="pt",
-    )
-
-
-def blank(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> "BatchFeature":
-    """The inputs for a picture of `size`, (width, height) in pixels, of which `pixel_values` may have no content.
-
-    The others depend on nothing but the picture's size.
-    """
-    import torch
-
-    # A tensor without content, which torchvision's functions resize in no time
-    picture = torch.empty(3, size[1], size[0], dtype=torch.uint8, device="meta")
-    try:
-        inputs = encode(processor, task, [picture])
-    except Exception:  # an image processor that reads pixels; which exception it raises depends on the model
-        inputs = None
-    if inputs is None or any(value.is_meta for name, value in inputs.items() if name != "pixel_values"):
-        inputs = encode(processor, task, [Image.new("RGB", size)])
-    return inputs
-
-
-def to_device(inputs: "Mapping[str, torch.Tensor]", model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
-    """Moves a batch to the model's device, and its pixels to the model's dtype.
-
-    LFM2-VL reads `spatial_shapes` as numbers, for every tile; they stay on the CPU, because reading a number from a GPU
-    waits until the GPU has finished all its work.
-    """
-    return {
-        name: value
-        if name == "spatial_shapes"
-        else value.to(model.device, model.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
-        for name, value in inputs.items()
-    }
-
-
-def picture_inputs(inputs: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """The part of a model's inputs that its `get_image_features` takes."""
-    return {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
 
 
 def image_token(model: "PreTrainedModel") -> int:

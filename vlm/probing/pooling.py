@@ -6,7 +6,7 @@ docs/baselines.md compares this with other ways of pooling.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def pooled(model: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") -> "t
 
 def _patches(model: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
     """The tower's last hidden state for all patches of a batch, in order, without padding: (patches, hidden size)."""
-    given = loading.picture_inputs(inputs)
+    given = encoding.picture_inputs(inputs)
     try:
         state = model.get_image_features(**given).last_hidden_state
     # Errors of an architecture that does it otherwise. Any other RuntimeError may be the GPU's fault.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vlm.config.task import Task
 from vlm.evaluation import batching
-from vlm.models import loading
+from vlm.models import encoding
 from vlm.robustness.answers import CLEAN
 from vlm.robustness.corruptions import corrupted
 
@@ -43,7 +43,7 @@ class CorruptedLoader:
         read = dict(zip(samples, self._split.reader.rows(self._samples[sample] for sample in samples), strict=True))
         images = {sample: batching.decoded(row.image) for sample, row in read.items()}
         pictures = [self._picture(images[sample], read[sample].id, self._conditions[n]) for sample, n in pairs]
-        return loading.encode(self._processor, self._task, pictures)
+        return encoding.encode(self._processor, self._task, pictures)
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
         """The number of tokens in the prompts of `rows`; no corruption changes a picture's size."""

@@ -17,7 +17,7 @@ from vlm.config.events import Emit, Log, Progress
 from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import loading, memory
+from vlm.models import encoding, memory
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Plan:
         self.sizes = {path: list(dataset.image_sizes(path)) for path in data}
         self.prompts, self.tiles = {}, {}  # by size, on which alone they depend
         for size in dict.fromkeys(size for sizes in self.sizes.values() for size in sizes):
-            inputs = loading.blank(processor, task, size)
+            inputs = encoding.blank(processor, task, size)
             self.tiles[size] = len(inputs.pop("pixel_values"))
             # Arrays, because each tensor that is sent to a data loader worker would take a file descriptor.
             self.prompts[size] = {name: value.numpy() for name, value in inputs.items()}
@@ -104,7 +104,7 @@ class Features:
         batch = {}
         for name in rows[0]:
             parts = [row[name] for row in rows]
-            if name in loading.TEXT_INPUTS:
+            if name in encoding.TEXT_INPUTS:
                 value = self._padding if name == "input_ids" else 0
                 parts = [torch.nn.functional.pad(part, (length - part.shape[1], 0), value=value) for part in parts]
             batch[name] = torch.cat(parts)
@@ -136,7 +136,7 @@ def precompute(
 
     processes = PartialState()
     plan = Plan(splits, processor, task)
-    first = loading.to_device(batching.Loader(splits[0], processor, task)([0]), loaded)
+    first = encoding.to_device(batching.Loader(splits[0], processor, task)([0]), loaded)
     example, projected = _tower_output(loaded, first)
     if example is None or not _replaceable(loaded, first, example, projected):
         emit(Log("this model's image features cannot be cached; they are recomputed in every epoch"))
@@ -235,7 +235,7 @@ def _project(loaded: "PreTrainedModel", inputs: "Mapping[str, torch.Tensor]") ->
     """The pictures' features as the language model receives them."""
     import torch
 
-    return torch.cat(list(loaded.get_image_features(**loading.picture_inputs(inputs)).pooler_output))
+    return torch.cat(list(loaded.get_image_features(**encoding.picture_inputs(inputs)).pooler_output))
 
 
 def _replaceable(

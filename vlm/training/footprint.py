@@ -14,7 +14,7 @@ from vlm.config.events import Emit, Log
 from vlm.config.params import FinetuneParams, GradientCheckpointing
 from vlm.evaluation import batching
 from vlm.evaluation.trie import turn_tokens
-from vlm.models import loading, memory
+from vlm.models import encoding, loading, memory
 from vlm.training import full, lora
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def measured(
     """
     inner = lora.inside(model)
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "edges")}
-    inputs = loading.to_device(inputs, inner)
+    inputs = encoding.to_device(inputs, inner)
     # Batches are padded. Without padding transformers drops the mask, and then another attention kernel runs.
     inputs["attention_mask"] = inputs["attention_mask"].clone()
     inputs["attention_mask"][:, 0] = 0

@@ -18,7 +18,7 @@ from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching, feed
 from vlm.evaluation.trie import Trie, answer_tokens, turn_tokens
-from vlm.models import loading
+from vlm.models import encoding
 from vlm.training import fast_lora, full, lora, rates
 from vlm.training.features import Features
 from vlm.training.losses import AnswerLoss, edges_at
@@ -120,7 +120,7 @@ class Trainer(SFTTrainer):
 class Collator:
     """Makes batches that are padded on both sides, so that all prompts end and all answers begin at the same position.
 
-    Prompts have the same tokens as in evaluation (vlm.models.loading.encode), answers those of vlm.evaluation.trie.
+    Prompts have the same tokens as in evaluation (vlm.models.encoding.encode), answers those of vlm.evaluation.trie.
     `labels` are the supervised tokens and -100 elsewhere; `edges`, of the same shape, are the edges of the trie that
     they take, and -1 where no label is decided (see vlm.training.losses).
     """
@@ -140,7 +140,7 @@ class Collator:
         if "inputs" in rows[0]:
             batch = rows[0]["collate"]([row["inputs"] for row in rows])
         else:
-            batch = loading.encode(self._processor, self._task, [row["image"].convert("RGB") for row in rows])
+            batch = encoding.encode(self._processor, self._task, [row["image"].convert("RGB") for row in rows])
         answers = [torch.tensor(self._answers[row["label"]]) for row in rows]
         padding = self._processor.tokenizer.pad_token_id
         ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
@@ -253,7 +253,7 @@ def use_workers(args: SFTConfig, count: int) -> None:
 
 
 def _sizes_on_cpu(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Moves what LFM2-VL reads as numbers to the CPU, once; see vlm.models.loading.to_device."""
+    """Moves what LFM2-VL reads as numbers to the CPU, once; see vlm.models.encoding.to_device."""
     if "spatial_shapes" in kwargs:
         kwargs["spatial_shapes"] = kwargs["spatial_shapes"].cpu()
     return args, kwargs

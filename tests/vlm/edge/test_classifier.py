@@ -8,7 +8,7 @@ from vlm.config.errors import InputError
 from vlm.config.params import load_params
 from vlm.edge.classifier import Classifier, grammar
 from vlm.evaluation import prior
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def classifier(at_root):
 def test_it_describes_the_task_and_the_prompt(classifier):
     params = load_params()
     processor = loading.load_processor(params.model, params.image)
-    image = loading.blank(processor, params.task, (128, 96))
+    image = encoding.blank(processor, params.task, (128, 96))
     tokens = classifier.tokens
     assert image["input_ids"].shape[1] == tokens.before + tokens.around_image + 4 * 3 + tokens.after
     assert tokens.around_image == 2

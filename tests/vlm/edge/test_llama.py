@@ -12,7 +12,7 @@ from vlm.edge import llama, merging
 from vlm.edge.classifier import Classifier
 from vlm.edge.llama import Llama
 from vlm.evaluation import batching, prior
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 # Labels that share beginnings, and are the beginning of others
 CARS = ("Land", "Land Rover", "Land Cruiser", "Audi", "Audi A1", "Audi A11", "Audi A12")
@@ -78,7 +78,7 @@ def test_pictures_of_other_sizes_and_modes(size, mode, exported, model, task, ba
     picture = badges[0].resize(size).convert(mode)
     rgb = picture.convert("RGB")
     with Llama(exported, threads=1) as one:
-        assert one.prompt_tokens(picture) == loading.encode(model[1], task, [rgb])["input_ids"].shape[1]
+        assert one.prompt_tokens(picture) == encoding.encode(model[1], task, [rgb])["input_ids"].shape[1]
         found = one.posterior(picture)
     assert np.abs(found - pytorch(model, task, [rgb])[0]).max() < 0.01
 

@@ -9,7 +9,7 @@ from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProc
 from vlm.config.params import ImageParams
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 
 @given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 8), st.booleans())
@@ -42,8 +42,8 @@ def test_a_blank_picture_has_the_inputs_of_any_picture_of_its_size_except_for_th
     processor = loading.load_processor(tiny, ImageParams())
     processor.image_processor = Lfm2VlImageProcessor(do_image_splitting=splitting)  # the real models' sizes
     for size in [(224, 224), (640, 480), (480, 641), (1024, 768), (40, 900), (3000, 2000)]:
-        inputs = loading.encode(processor, task, [Image.effect_noise(size, 80).convert("RGB")])
-        blank = loading.blank(processor, task, size)
+        inputs = encoding.encode(processor, task, [Image.effect_noise(size, 80).convert("RGB")])
+        blank = encoding.blank(processor, task, size)
         assert blank.keys() == inputs.keys()
         assert blank["pixel_values"].shape == inputs["pixel_values"].shape
         assert all(blank[name].equal(inputs[name]) for name in inputs if name != "pixel_values")

@@ -8,7 +8,7 @@ from PIL import Image
 from vlm.config.task import Task
 from vlm.evaluation import decoding
 from vlm.evaluation.posterior import Posterior
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 AWKWARD = ["Land", "Land Rover", "Rolls-Royce", "3 (three)", "a|b", "C++", 'say "hi"', "back\\slash", ".net", "Škoda"]
 AWKWARD += ["[x]{2}^$", "a.b*c?", "#1 & ~co", "🚗"]
@@ -30,7 +30,7 @@ def pictures(sizes):
 
 
 def inputs_for(processor, task, sizes):
-    return loading.encode(processor, task, pictures(sizes))
+    return encoding.encode(processor, task, pictures(sizes))
 
 
 def test_the_grammar_accepts_exactly_the_answers_in_python_and_in_outlines(awkward):
@@ -73,7 +73,7 @@ def test_a_batch_of_mixed_sizes_has_the_answers_of_its_single_samples(loaded, ta
     decode = decoding.outlines(vlm, processor, task) if constrained else decoding.raw(vlm, processor, 12)
     batch = inputs_for(processor, task, sizes)
     assert batch["attention_mask"].min() == 0  # the sizes differ in image tokens, so there is padding
-    alone = [decode(loading.encode(processor, task, [picture])).texts[0] for picture in pictures(sizes)]
+    alone = [decode(encoding.encode(processor, task, [picture])).texts[0] for picture in pictures(sizes)]
     assert decode(batch).texts == alone
 
 

@@ -15,7 +15,7 @@ from vlm.config.task import Task
 from vlm.evaluation import decoding, repeated_cache, tree_attention
 from vlm.evaluation.posterior import Posterior
 from vlm.evaluation.trie import Trie, answer_tokens
-from vlm.models import loading
+from vlm.models import encoding
 
 AWKWARD = ["Land", "Land Rover", "Land Rover Sport", 'say "hi"', "back\\slash", ".net", "Škoda", "🚗", "🚕", "C", "C++"]
 SIZES = [(100, 60), (64, 120), (60, 60), (300, 90)]
@@ -79,8 +79,8 @@ def ask(vlm, processor, task, images):
     """The posterior of `images`, one at a time if it needs batches without padding."""
     asked = Posterior(vlm, processor, task)
     if asked.wants_equal_lengths:
-        return torch.cat([asked(loading.encode(processor, task, [image])) for image in images])
-    return asked(loading.encode(processor, task, images))
+        return torch.cat([asked(encoding.encode(processor, task, [image])) for image in images])
+    return asked(encoding.encode(processor, task, images))
 
 
 @pytest.mark.parametrize("image", ["first", "last"])
@@ -100,7 +100,7 @@ def test_the_inputs_of_the_oracle_tests_are_diverse(load):
     """Padding, deeper nodes, and probabilities that depend on the picture."""
     vlm, processor = load("lfm2_vl")
     task = task_of(AWKWARD)
-    assert loading.encode(processor, task, pictures())["attention_mask"].min() == 0
+    assert encoding.encode(processor, task, pictures())["attention_mask"].min() == 0
     trie = Trie.of(answer_tokens(processor, task))
     assert len(trie.nodes) > 3
     assert max(map(len, trie.paths)) > 1
@@ -122,7 +122,7 @@ def test_a_shared_prefix_is_used_only_if_the_picture_comes_last(load):
 def test_a_shared_prefix_works_for_a_whole_batch(load, image):
     vlm, processor = load("lfm2_vl")
     task, same_size = task_of(AWKWARD, image), pictures([(100, 60)] * 5)
-    together = Posterior(vlm, processor, task)(loading.encode(processor, task, same_size))
+    together = Posterior(vlm, processor, task)(encoding.encode(processor, task, same_size))
     expected = torch.stack([oracle(vlm, processor, task, picture) for picture in same_size])
     assert (together - expected).abs().max() < 1e-4
 
@@ -219,7 +219,7 @@ def test_outlines_differs_only_by_greedy_choices_or_other_tokens(load):
     task = task_of(AWKWARD)
     rng = np.random.default_rng(1)
     images = [Image.fromarray(rng.integers(0, 255, (60, 60, 3), dtype=np.uint8) // (i % 4 + 1)) for i in range(24)]
-    inputs = loading.encode(processor, task, images)
+    inputs = encoding.encode(processor, task, images)
     probabilities = Posterior(vlm, processor, task)(inputs)
     mask = get_regex_logits_processor("outlines_core", from_transformers(vlm, processor), decoding.answers_regex(task))
     with torch.compiler.set_stance("force_eager"), torch.inference_mode():

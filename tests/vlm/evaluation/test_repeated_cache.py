@@ -6,7 +6,7 @@ from vlm.evaluation import batching
 from vlm.evaluation.posterior import Posterior
 from vlm.evaluation.repeated_cache import RepeatedCache, budget
 from vlm.evaluation.tree_attention import TreeAttention
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 GB = 10**9
 
@@ -31,7 +31,7 @@ def test_a_pass_that_does_not_fit_into_memory_is_made_smaller(
     task = task.model_copy(update={"labels": tuple(labels), "aliases": {}})
     model, processor = loading.load(tiny, image_params)
     images = [batching.decoded(row.image) for row in dataset.Reader(make_split("test", 4)).rows(range(4))]
-    inputs = loading.encode(processor, task, images)
+    inputs = encoding.encode(processor, task, images)
     posterior = Posterior(model, processor, task)
     assert isinstance(posterior._deeper, RepeatedCache) and len(posterior._deeper._paths) > 3
     whole = posterior(inputs)

@@ -11,7 +11,7 @@ from vlm.evaluation.posterior import Posterior
 from vlm.evaluation.repeated_cache import RepeatedCache
 from vlm.evaluation.tree_attention import TreeAttention
 from vlm.evaluation.trie import Trie, answer_tokens
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 FIRST, SECOND, THIRD = ["North", "New", "Nor", "Saint", "Sai"], ["bury", "bridge", "b", "brook"], ["", " Cross", " C"]
 LABELS = [f"{a}{b}{c}" for a in FIRST for b in SECOND for c in THIRD]
@@ -33,7 +33,7 @@ def encoded(vlm, processor, task):
     rng = np.random.default_rng(0)
     sizes = [(128, 128), (60, 200), (300, 90)]
     pictures = [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
-    inputs = loading.encode(processor, task, pictures).to(vlm.device, vlm.dtype)
+    inputs = encoding.encode(processor, task, pictures).to(vlm.device, vlm.dtype)
     assert inputs["attention_mask"].min() == 0
     return inputs
 

@@ -8,7 +8,7 @@ from tests.architectures import ARCHITECTURES, build
 from vlm.config.errors import InputError
 from vlm.config.models import ModelConfig
 from vlm.config.params import ImageParams
-from vlm.models import chat, loading
+from vlm.models import chat, encoding, loading
 
 # How published templates write a system prompt.
 TEXT_ONLY = "{% for m in messages %}{% if m.role == 'system' %}S:{{ m.content | trim }}\n{% else %}U:{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}{% endif %}{% endfor %}"
@@ -60,5 +60,5 @@ def test_a_prompt_has_only_one_bos_token(name, task, tmp_path):
     from PIL import Image
 
     processor = loading.load_processor(ModelConfig(name=name, id=str(build(name, tmp_path))), ImageParams())
-    ids = loading.encode(processor, task, [Image.new("RGB", (64, 64))])["input_ids"][0].tolist()
+    ids = encoding.encode(processor, task, [Image.new("RGB", (64, 64))])["input_ids"][0].tolist()
     assert ids.count(processor.tokenizer.bos_token_id) == (processor.tokenizer.bos_token_id is not None)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.architectures import ARCHITECTURES, loaded, write_pictures
-from vlm.models import loading
+from vlm.models import encoding
 from vlm.probing.pooling import NoFeatures, pooled
 
 SIZES = [(100, 60), (64, 120), (60, 60), (300, 90)]
@@ -40,7 +40,7 @@ def test_padding_does_not_count(prepared):
     counts = inputs["pixel_attention_mask"].sum(1).tolist()
     assert len(set(counts)) > 1
     with torch.inference_mode():
-        state = model.get_image_features(**loading.picture_inputs(inputs)).last_hidden_state
+        state = model.get_image_features(**encoding.picture_inputs(inputs)).last_hidden_state
     real = [state[row, :count] for row, count in enumerate(counts)]
     expected = torch.stack([torch.cat([patches.mean(0), patches.amax(0)]) for patches in real])
     assert torch.allclose(pooled(model, inputs), expected, atol=1e-5)

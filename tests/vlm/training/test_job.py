@@ -17,7 +17,7 @@ from vlm.config.events import Log, Progress, Scalars
 from vlm.config.params import LearningRateScale
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import loading
+from vlm.models import encoding, loading
 
 
 def test_result_files_and_events(job, tmp_path):
@@ -85,7 +85,7 @@ def test_the_adapter_loads_with_peft_and_transformers_alone(job, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "adapter")
     ours, _ = loading.load(job.model, job.image, str(tmp_path / "adapter"))
     rows = dataset.Reader(job.validation).rows([0, 1])
-    inputs = loading.encode(processor, job.task, [batching.decoded(row.image) for row in rows])
+    inputs = encoding.encode(processor, job.task, [batching.decoded(row.image) for row in rows])
     with torch.inference_mode():
         assert torch.allclose(plain(**inputs).logits, ours(**inputs).logits, atol=1e-4)
 

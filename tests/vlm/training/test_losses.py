@@ -14,7 +14,7 @@ from vlm.data import dataset
 from vlm.evaluation import output_layer
 from vlm.evaluation.posterior import Posterior
 from vlm.evaluation.trie import Trie, answer_tokens
-from vlm.models import loading
+from vlm.models import encoding
 from vlm.training.losses import AnswerLoss, edges_at
 from vlm.training.trainer import Collator
 
@@ -43,9 +43,9 @@ def test_the_labels_loss_is_that_of_the_posterior_that_evaluation_computes(name,
     rows = [
         {"image": architectures.batching.decoded(p), "label": label} for p, label in zip(pictures, labels, strict=True)
     ]
-    batch = loading.to_device(Collator(processor, task)(rows), model)
-    prompts = loading.encode(processor, task, [row["image"] for row in rows])
-    probabilities = Posterior(model, processor, task)(loading.to_device(prompts, model))
+    batch = encoding.to_device(Collator(processor, task)(rows), model)
+    prompts = encoding.encode(processor, task, [row["image"] for row in rows])
+    probabilities = Posterior(model, processor, task)(encoding.to_device(prompts, model))
     expected = -probabilities.diagonal().log().mean().item()
     loss, output = AnswerLoss("labels", model, processor, task)(model, batch, None)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
