@@ -4,20 +4,23 @@ The pictures are JPEG files, the processor has the settings of LFM2-VL's real ch
 256 image tokens per tile) and tiny's tokenizer, and batches have 32 pictures. Each case runs in its own process on one
 or two cores, with one torch thread per process. The cases:
 
-- bare: decode, resize to the sizes that the processor chooses, and normalise; one picture at a time, nothing else.
+- bare: decode, resize to the sizes that the processor chooses, and normalise; one picture at a time, nothing else. With
+  two cores, half of the pictures in each of two processes: how much faster two cores are here at all.
 - single_thread: batches through the processor in one background thread, as for a model on a CPU.
 - ours: `vlm.evaluation.feed` with a worker process per core, as for a model on a GPU.
+- whole_batches: the same, but a batch's pictures go through the processor together, not a few at a time.
 - job: the evaluation job (`Evaluation.answer`), fed as in `ours`, with a model that answers a batch at once.
 - job_h100: the same with a model that takes as long as an H100 might: 600 pictures of 512 x 512 a second, in proportion
   to the tiles (an estimate from its arithmetic throughput; nothing here ran on a GPU).
 
 `cpu_ms_per_image` is the CPU time of all processes, system time included. Prints a table and writes
-benchmarks/feed.json. About six minutes on two idle cores.
+benchmarks/feed.json. About ten minutes on two idle cores.
 """
 
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -36,7 +39,10 @@ SIZES = {
     "1024 x 768": (512, 1024, 768, False),
     "1024 x 768, tiles": (256, 1024, 768, True),
 }
-CASES = (("bare", 1), ("single_thread", 1), ("single_thread", 2), ("ours", 1), ("ours", 2), ("job", 2), ("job_h100", 2))
+CASES = (
+    *(("bare", 1), ("bare", 2), ("single_thread", 1), ("whole_batches", 1), ("whole_batches", 2)),
+    *(("ours", 1), ("ours", 2), ("job", 2), ("job_h100", 2)),
+)
 ROUNDS = 1
 
 
@@ -100,7 +106,15 @@ def measure(case: str, size: str, cores: int, split: str) -> dict:
     processor = loading.load_processor(params.model, params.image)
     count, width, height, tiles = SIZES[size]
     processor.image_processor = image_processor(tiles)
-    run = {"bare": bare, "single_thread": single_thread, "ours": ours, "job": job, "job_h100": job}[case]
+    runs = {
+        "bare": bare,
+        "single_thread": single_thread,
+        "whole_batches": whole_batches,
+        "ours": ours,
+        "job": job,
+        "job_h100": job,
+    }
+    run = runs[case]
     run(split, processor, params, range(BATCH), cores, 0.0)  # warm up
     tiles_per_picture = len(processor.image_processor([picture(width, height)], return_tensors="pt")["pixel_values"])
     sleep = tiles_per_picture / H100 if case == "job_h100" else 0.0
@@ -146,6 +160,13 @@ def bare(split: str, processor, params, rows: range, cores: int, sleep: float) -
     targets = [list(map(int, thumbnail))]
     if grid_height * grid_width > 1:
         targets.append([int(grid_height) * tile, int(grid_width) * tile])
+    if cores > 1:
+        with multiprocessing.get_context("fork").Pool(cores) as pool:
+            of_each = [(split, processor, params, rows[start::cores], 1, sleep) for start in range(cores)]
+            pool.starmap(bare, of_each)
+            pool.close()
+            pool.join()  # so that their CPU time counts
+        return
     for row in dataset.Reader(split).rows(rows):
         image = functional.pil_to_tensor(decoded(row.image))
         for target in targets:
@@ -159,6 +180,15 @@ def batches(rows: range) -> list[list[int]]:
 
 def single_thread(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
     consume(split, processor, params, rows, 0)
+
+
+def whole_batches(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
+    from unittest.mock import patch
+
+    from vlm.models import encoding
+
+    with patch.object(encoding, "_PART", 2**40):
+        consume(split, processor, params, rows, cores)
 
 
 def ours(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
