@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 _AHEAD = 2  # batches that the thread prepares in advance
 _SHARED = Path("/dev/shm")  # through which worker processes on Linux hand over their batches
-_COPIES = 6  # of a batch's tensors: two are shared, the others exist while a worker prepares the next batch
+# A worker's memory, measured with batches of 13 to 350 MB: four copies of a batch, two of them shared, and what the
+# processor works in.
+_COPIES, _WORKING = 4, 256 * 2**20
 _ALIGNMENT = 64  # bytes
 # Parameters of glibc's mallopt (malloc.h), and the largest value
 _TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1
@@ -108,7 +110,7 @@ def most_workers(wanted: int, size: int, emit: Emit) -> int:
     They get half of the free memory, and half of what is free of shared memory: in many containers that is 64 MB, and a
     worker that finds it full dies of a bus error.
     """
-    room = {"memory": psutil.virtual_memory().available / 2 / (_COPIES * size)}
+    room = {"memory": psutil.virtual_memory().available / 2 / (_COPIES * size + _WORKING)}
     if _SHARED.exists():
         room[str(_SHARED)] = shutil.disk_usage(_SHARED).free / 2 / (2 * size)
     name = min(room, key=lambda name: room[name])

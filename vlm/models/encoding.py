@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # What a processor returns for the text; all else that it returns is for the pictures.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _PIXELS, _PATCH_MASK = "pixel_values", "pixel_attention_mask"
-_PART = 16 * 2**20  # bytes of inputs that are computed at once; as much as a CPU's cache holds
+_PART = 16 * 2**20  # bytes of pixels, as float32, that are computed at once: about as much as a CPU's cache holds
 
 
 def encode(
@@ -46,9 +46,9 @@ def encode(
         inputs = _without_padding(inputs)
         return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
 
-    parts = [asked(images[:1])]
-    at_once = max(1, _PART // sum(value.nbytes for value in parts[0].values()))
-    parts += [asked(images[start : start + at_once]) for start in range(1, len(images), at_once)]
+    largest = max(image.width * image.height if isinstance(image, Image.Image) else image.numel() for image in images)
+    at_once = max(1, _PART // (12 * largest))  # three colours, four bytes each
+    parts = [asked(images[start : start + at_once]) for start in range(0, len(images), at_once)]
     return _joined(parts, processor.tokenizer.pad_token_id) or asked(images)
 
 

@@ -90,7 +90,7 @@ def test_worker_processes_are_limited_by_shared_memory_and_memory(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=shared))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 << 30))
     assert feed.most_workers(8, 100 << 20, events.append) == 8
-    assert feed.most_workers(8, 512 << 20, events.append) == 4  # 12 GB for 6 copies of 512 MB each
+    assert feed.most_workers(8, 512 << 20, events.append) == 5  # 12 GB for 4 copies of 512 MB each, and 256 MB
     assert not events
     shared = 64 << 20  # docker's default
     assert feed.most_workers(8, 16 << 20, events.append) == 1

@@ -37,7 +37,7 @@ def test_a_batch_is_that_of_the_processor_however_many_pictures_it_is_given_at_o
         return
     given = pictures((64, 64), (200, 90), (64, 64), (90, 300), (64, 64), (64, 64))
     whole = of_the_processor(processor, given)
-    monkeypatch.setattr(encoding, "_PART", 100_000)
+    monkeypatch.setattr(encoding, "_PART", 500_000)
     numbers, image_processor = [], type(processor.image_processor)
     preprocess = image_processor.preprocess
 
