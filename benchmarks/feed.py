@@ -202,7 +202,8 @@ def consume(split: str, processor, params, rows: range, workers: int) -> None:
     from vlm.evaluation.feed import feed
 
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
-    for _ in feed(batching.Loader(split, processor, params.task, model.dtype), batches(rows), model, workers=workers):
+    load = batching.Loader(split, processor, params.task, model.dtype, compact=True)
+    for _ in feed(load, batches(rows), model, workers=workers):
         pass
 
 

@@ -34,10 +34,17 @@ def plan(lengths: Sequence[int], batch_size: int, equal_lengths: bool = False) -
 class Loader:
     """Reads, decodes and preprocesses chosen rows of a split. It can be pickled, for worker processes."""
 
-    def __init__(self, data: str, processor: "ProcessorMixin", task: Task, dtype: "torch.dtype | None" = None) -> None:
-        """`dtype` is that of the pixels, by default the processor's. Raises InputError if there is no such file."""
+    def __init__(
+        self,
+        data: str,
+        processor: "ProcessorMixin",
+        task: Task,
+        dtype: "torch.dtype | None" = None,
+        compact: bool = False,
+    ) -> None:
+        """See vlm.models.encoding.encode for `dtype` and `compact`. Raises InputError if there is no such file."""
         dataset.count(data)
-        self._dtype = dtype
+        self._form = dtype, compact
         self._data = data
         self._processor = processor
         self._task = task
@@ -47,7 +54,7 @@ class Loader:
     def __call__(self, rows: Sequence[int]) -> "BatchFeature":
         """The model's inputs for `rows`, left-padded, on the CPU."""
         pictures = [decoded(row.image) for row in self.reader.rows(rows)]
-        return encoding.encode(self._processor, self._task, pictures, self._dtype)
+        return encoding.encode(self._processor, self._task, pictures, *self._form)
 
     @cached_property
     def reader(self) -> dataset.Reader:

@@ -38,20 +38,20 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """What `measure` found, in a line for each split."""
-    here, held = found["chosen_on"], found["held_out"]
-    said = [
+    """What `measure` found, in a line for each split that was asked about."""
+    here, held, test = found["chosen_on"], found["held_out"], found.get("test", {})
+    if found["winner"] == PRESENT:
+        return [
+            f"on validation: the present prompt has log loss {here['log_loss']:.3f} and accuracy "
+            f"{_percent(here['accuracy'])} on {here['samples']} samples, and no candidate has a lower log loss"
+        ]
+    return [
         f"on validation: log loss {here['log_loss']:.3f} ({here['present_log_loss']:.3f} with the present prompt) and "
         f"accuracy {_percent(here['accuracy'])} ({_percent(here['present_accuracy'])}) on the {here['samples']} "
-        f"samples that chose the prompt; the choice after half of them gains {_gain(held)} on the other half"
+        f"samples that chose the prompt; the choice after half of them gains {_gain(held)} on the other half",
+        f"on test: {_percent(test['accuracy'])} of {test['samples']}, {_percent(test['present_accuracy'])} with the "
+        f"present prompt; a gain of {_gain(test)}, p = {test['mcnemar_p']:.2g}",
     ]
-    if "test" in found:
-        test = found["test"]
-        said.append(
-            f"on test: {_percent(test['accuracy'])} of {test['samples']}, {_percent(test['present_accuracy'])} with "
-            f"the present prompt; a gain of {_gain(test)}, p = {test['mcnemar_p']:.2g}"
-        )
-    return said
 
 
 def _both(answers: "pd.DataFrame", candidate: int) -> "tuple[pd.DataFrame, pd.DataFrame]":

@@ -23,6 +23,7 @@ def encode(
     task: Task,
     images: "Sequence[Image.Image | torch.Tensor]",
     dtype: "torch.dtype | None" = None,
+    compact: bool = False,
 ) -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU.
 
@@ -30,8 +31,8 @@ def encode(
     makes no difference to the result: what it computes on the way to the pixels of a large batch is several times as
     large as they are, and takes longer to move to and from memory than to compute (benchmarks/feed.py).
 
-    LFM2-VL's processor pads every tile to 1,024 patches. Those that are padding in the whole batch are left out, so
-    that small pictures cost the vision tower less; it masks padding, so its features stay the same.
+    LFM2-VL's processor pads every tile to 1,024 patches. `compact` leaves out those that are padding in the whole
+    batch, so that small pictures cost the vision tower less; it masks padding, so its features stay the same.
     """
     prompt = chat.prompt(processor, task)
 
@@ -43,7 +44,8 @@ def encode(
             add_special_tokens=False,  # the chat template has written them
             return_tensors="pt",
         )
-        inputs = _without_padding(inputs)
+        if compact:
+            _leave_out_padding(inputs)
         return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
 
     largest = max(image.width * image.height if isinstance(image, Image.Image) else image.numel() for image in images)
@@ -58,11 +60,10 @@ def _has_patches(inputs: "BatchFeature") -> bool:
     return mask is not None and mask.dim() == 2 and mask.shape == inputs[_PIXELS].shape[:2]
 
 
-def _without_padding(inputs: "BatchFeature") -> "BatchFeature":
+def _leave_out_padding(inputs: "BatchFeature") -> None:
     if _has_patches(inputs):
         most = int(inputs[_PATCH_MASK].sum(1).max())  # padding comes last
         inputs.update({name: inputs[name][:, :most].contiguous() for name in (_PIXELS, _PATCH_MASK)})
-    return inputs
 
 
 def _joined(parts: "Sequence[BatchFeature]", pad_token: int) -> "BatchFeature | None":

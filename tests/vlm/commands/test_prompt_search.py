@@ -83,7 +83,11 @@ def test_if_the_present_prompt_wins_nothing_is_written_and_test_is_not_read(work
     (work / "data/test.parquet").unlink()
     (work / "mine.yaml").write_text("words: [lower]\n")  # tiny writes no makers in lower case
     assert not command(monkeypatch, "--candidates", "mine.yaml")
-    assert "the present prompt is the best of them: there is no new task" in capsys.readouterr().out
+    first, second = capsys.readouterr().out.splitlines()
+    assert "the present prompt is the best of them: there is no new task" in first
+    assert re.search(
+        r"on validation: the present prompt has log loss [\d.]+ and accuracy [\d.]+ % on 12 samples", second
+    )
     assert details(work)["winner"] == 0 and "test" not in details(work)
     assert not (work / "configs/tasks/car_badges_searched.yaml").exists()
 

@@ -23,10 +23,11 @@ def of_the_processor(processor, images):
     return processor(images=images, text=text, padding=True, add_special_tokens=False, return_tensors="pt")
 
 
+@pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("splitting", [True, None])
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)
 def test_a_batch_is_that_of_the_processor_however_many_pictures_it_is_given_at_once(
-    name, splitting, tmp_path, monkeypatch
+    name, splitting, compact, tmp_path, monkeypatch
 ):
     """Pictures of several sizes: prompts are padded, and with splitting Idefics3 pads the number of tiles."""
     config = ModelConfig(name=name, id=str(architectures.build(name, tmp_path)))
@@ -46,12 +47,12 @@ def test_a_batch_is_that_of_the_processor_however_many_pictures_it_is_given_at_o
         return preprocess(self, images, *arguments, **named)
 
     monkeypatch.setattr(image_processor, "preprocess", counted)
-    in_parts = encoding.encode(processor, QUESTION, given, torch.float32)
+    in_parts = encoding.encode(processor, QUESTION, given, torch.float32, compact)
     assert len(numbers) > 1
     assert whole.keys() == in_parts.keys()
     for key, value in whole.items():
         part = in_parts[key]
-        if name == "lfm2_vl" and key.startswith("pixel_"):
+        if compact and name == "lfm2_vl" and key.startswith("pixel_"):
             assert not value[:, part.shape[1] :].any()  # padding
             value = value[:, : part.shape[1]]
         assert value.dtype == part.dtype and torch.equal(value, part), key
@@ -63,7 +64,7 @@ def test_patches_that_are_padding_in_the_whole_batch_are_left_out(tiny, image_pa
     """SigLIP 2's processor pads all pictures to as many patches as the largest may have, here 64."""
     model, processor = loading.load(tiny, image_params)
     given = pictures((128, 96), (96, 96))
-    whole, short = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given)
+    whole, short = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given, compact=True)
     assert whole["pixel_values"].shape == (2, 64, 768)
     patches = short["pixel_attention_mask"].sum(1)
     assert short["pixel_values"].shape == (2, patches.max(), 768) and patches.max() < 64
