@@ -33,10 +33,9 @@ def page(done: Sequence[Mapping], labels: int, validation: int) -> str:
         "wrote this page and recipe.json, which has all of its numbers.",
         "",
         f"The tiny model on car_badges ({labels} makers): {size['rows']} training photos x {size['epochs']} epochs = "
-        f"{size['rows'] * size['epochs']:,} samples seen in each row but `best of all` and `ours, four epochs`, LoRA "
-        f"rank, alpha, dropout of params.yaml, {size['test']} test photos. In parentheses: the 95 % Wilson interval, "
-        "for a mean as if one classifier had reached it, because other test photos would move all seeds together. The "
-        "rows are:",
+        f"{size['rows'] * size['epochs']:,} samples seen in each row but `best of all`, LoRA rank, alpha, dropout of "
+        f"params.yaml, {size['test']} test photos. In parentheses: the 95 % Wilson interval, for a mean as if one "
+        "classifier had reached it, because other test photos would move all seeds together. The rows are:",
         "",
         *[f"- **{name}**: {whats[name]}" for name in names],
         "",

@@ -61,12 +61,6 @@ VARIANTS = [
         "ours",
         finetune={"learning_rate": "auto"},
     ),
-    Variant(
-        "ours, four epochs",
-        "ours with `finetune.epochs: null`, so with more samples than the other rows",
-        "ours",
-        finetune={"epochs": None},
-    ),
     Variant("ours + augmentation", "ours with `finetune.augment: light`", "ours", finetune={"augment": "light"}),
     Variant(
         "full fine-tuning",
