@@ -31,7 +31,8 @@ def measure(folder: Path) -> dict[str, Any]:
         if found["winner"] != PRESENT:
             found["test"] = _values(*_both(pd.read_parquet(folder / "tested.parquet"), found["winner"]))
     plots = Path("plots", "prompt_search")
-    plots.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(plots, ignore_errors=True)
+    plots.mkdir(parents=True)
     shutil.copyfile(folder / "candidates.csv", plots / "candidates.csv")
     json_files.write(plots / "details.json", found)
     return found
@@ -43,7 +44,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["winner"] == PRESENT:
         return [
             f"on validation: the present prompt has log loss {here['log_loss']:.3f} and accuracy "
-            f"{_percent(here['accuracy'])} on {here['samples']} samples, and no candidate has a lower log loss"
+            f"{_percent(here['accuracy'])} on {here['samples']} samples; no candidate that was left has a lower loss"
         ]
     return [
         f"on validation: log loss {here['log_loss']:.3f} ({here['present_log_loss']:.3f} with the present prompt) and "

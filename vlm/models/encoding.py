@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 # What a processor returns for the text; all else that it returns is for the pictures.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _PIXELS, _PATCH_MASK = "pixel_values", "pixel_attention_mask"
-_PART = 16 * 2**20  # bytes of pixels, as float32, that are computed at once: about as much as a CPU's cache holds
+# Bytes of the given pictures, as float32, that go through the processor at once: about as much as a CPU's cache holds
+_PART = 16 * 2**20
 
 
 def encode(
@@ -27,12 +28,14 @@ def encode(
 ) -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU.
 
-    Pixels are in `dtype`, by default the processor's. The pictures go through the processor a few at a time, which
-    makes no difference to the result: what it computes on the way to the pixels of a large batch is several times as
-    large as they are, and takes longer to move to and from memory than to compute (benchmarks/feed.py).
+    `images` has at least one. Pixels are in `dtype`, by default the processor's. Pictures go through the processor a
+    few at a time, which does not change the result: for a large batch the processor's intermediate values are several
+    times as large as the pixels, and moving them to and from memory takes longer than computing them
+    (benchmarks/feed.py).
 
-    LFM2-VL's processor pads every tile to 1,024 patches. `compact` leaves out those that are padding in the whole
-    batch, so that small pictures cost the vision tower less; it masks padding, so its features stay the same.
+    LFM2-VL's processor pads every picture or tile to the largest number of patches, 1,024 in the published models.
+    `compact` leaves out patches that are padding in the whole batch, so that small pictures cost the vision tower less.
+    It masks padding, so its features stay the same.
     """
     prompt = chat.prompt(processor, task)
 
@@ -48,10 +51,16 @@ def encode(
             _leave_out_padding(inputs)
         return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
 
-    largest = max(image.width * image.height if isinstance(image, Image.Image) else image.numel() for image in images)
-    at_once = max(1, _PART // (12 * largest))  # three colours, four bytes each
-    parts = [asked(images[start : start + at_once]) for start in range(0, len(images), at_once)]
-    return _joined(parts, processor.tokenizer.pad_token_id) or asked(images)
+    values = max(
+        3 * image.width * image.height if isinstance(image, Image.Image) else image.numel() for image in images
+    )
+    at_once = max(1, _PART // (4 * values))
+    parts: list[BatchFeature] = []
+    for start in range(0, len(images), at_once):
+        parts.append(asked(images[start : start + at_once]))
+        if not _can_be_joined(parts[0], parts[-1]):
+            return asked(images)
+    return _joined(parts, processor.tokenizer.pad_token_id)
 
 
 def _has_patches(inputs: "BatchFeature") -> bool:
@@ -66,27 +75,32 @@ def _leave_out_padding(inputs: "BatchFeature") -> None:
         inputs.update({name: inputs[name][:, :most].contiguous() for name in (_PIXELS, _PATCH_MASK)})
 
 
-def _joined(parts: "Sequence[BatchFeature]", pad_token: int) -> "BatchFeature | None":
-    """The inputs of all pictures in one batch.
+def _padded_sides(inputs: "BatchFeature") -> dict[str, str]:
+    """The side on which parts of a batch are padded to the same number of columns, by name of the input."""
+    sides = {name: "left" for name in inputs.keys() & set(TEXT_INPUTS)}
+    return sides | ({_PIXELS: "right", _PATCH_MASK: "right"} if _has_patches(inputs) else {})
 
-    None if the shapes of the parts' pixels differ in a way that only the processor knows how to deal with.
-    """
+
+def _can_be_joined(first: "BatchFeature", other: "BatchFeature") -> bool:
+    """False if the parts' pixels differ in shape in a way that only the processor knows how to deal with."""
+    sides = _padded_sides(first)
+    fixed = {name: 2 if name in sides else 1 for name in first}  # the first dimension that has to be the same
+    return all(first[name].shape[start:] == other[name].shape[start:] for name, start in fixed.items())
+
+
+def _joined(parts: "Sequence[BatchFeature]", pad_token: int) -> "BatchFeature":
+    """The inputs of all pictures in one batch."""
     import torch
 
     if len(parts) == 1:
         return parts[0]
-    sides = {name: "left" for name in parts[0].keys() & set(TEXT_INPUTS)}
-    if _has_patches(parts[0]):
-        sides |= {_PIXELS: "right", _PATCH_MASK: "right"}
-    joined = {}
+    sides, joined = _padded_sides(parts[0]), {}
     for name in parts[0]:
         values = [part[name] for part in parts]
         if name in sides:
             most = max(value.shape[1] for value in values)
             filler = pad_token if name == "input_ids" else 0
             values = [_padded(value, most, sides[name], filler) for value in values]
-        if len({value.shape[1:] for value in values}) > 1:
-            return None
         joined[name] = torch.cat(values)
     parts[0].update(joined)
     return parts[0]

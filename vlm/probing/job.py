@@ -104,7 +104,7 @@ class FeatureExtraction:
         first, step = shard
         done = new = 0
         for split, data in self.splits.items():
-            load = batching.Loader(data, processor, self.task)
+            load = batching.Loader(data, processor, self.task, model.dtype)
             batches = batching.plan(load.lengths(), _AT_ONCE)[first::step]
             record = Record(directory / split)
             remaining = [batch for batch in batches if not record.finished(batch)]

@@ -23,8 +23,8 @@ RUNTIME = "metrics/runtime/prompt_search.json"
 def search(params: Params, file: Path | None = None, out: str | None = None) -> str:
     """Searches among the candidates of `file` and writes the winner as the task `out`; returns the result in one line.
 
-    By default `file` is that of params.yaml, and `out` the task's name with _searched. All results are kept until the
-    answers to test are complete, so a killed search repeats nothing. Raises InputError.
+    By default `file` is that of params.yaml, and `out` the task's name with _searched. All results are kept until
+    everything is written, so a killed search repeats nothing. Raises InputError.
     """
     name = out or f"{params.task.name}_searched"
     task_file.require_writable(name)  # before hours of work
@@ -44,11 +44,11 @@ def search(params: Params, file: Path | None = None, out: str | None = None) -> 
         compute.save(result, {name: f"{FOLDER}/{name}" for name in names} | {"runtime.json": RUNTIME})
         if on_test:
             table.write_tested(Path(FOLDER, "tested.parquet"), on_test)
+            written = task_file.write(params.task, job.wordings[winner], name)
+            shutil.copyfile(written, f"{FOLDER}/task.yaml")  # DVC keeps it with the answers
     cost = f"{len(job.wordings)} candidates for {found['asked'] / found['samples']:.1f} passes over validation"
     if winner == PRESENT:
         return f"{cost}; the present prompt is the best of them: there is no new task, and nothing to measure on test"
-    written = task_file.write(params.task, job.wordings[winner], name)
-    shutil.copyfile(written, f"{FOLDER}/task.yaml")  # DVC keeps it with the table
     return f"{cost}; {written} has the best prompt; `dvc exp run -S task={name}` uses it"
 
 

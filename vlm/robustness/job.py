@@ -83,7 +83,7 @@ class Robustness:
         model, processor = loading.load(self.model, self.image, adapter)
         started = time.perf_counter()
         samples, conditions = self._samples(), self._conditions()
-        load = CorruptedLoader(self.data, samples, conditions, processor, self.task)
+        load = CorruptedLoader(self.data, samples, conditions, processor, self.task, model.dtype)
         posterior = Posterior(model, processor, self.task)
         decode = decoding.most_probable(posterior, self.task)
         lengths = load.lengths(range(len(samples) * len(conditions)))

@@ -10,6 +10,7 @@ from vlm.robustness.answers import CLEAN
 from vlm.robustness.corruptions import corrupted
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
     from transformers import BatchFeature, ProcessorMixin
 
@@ -28,13 +29,18 @@ class CorruptedLoader:
         conditions: Sequence[tuple[str, int]],
         processor: "ProcessorMixin",
         task: Task,
+        dtype: "torch.dtype | None" = None,
     ) -> None:
-        """`samples` are row numbers of the split `data`. Raises InputError if there is no such file."""
+        """`samples` are row numbers of the split `data`, `dtype` is that of the pixels, by default the processor's.
+
+        Raises InputError if there is no such file.
+        """
         self._split = batching.Loader(data, processor, task)
         self._samples = samples
         self._conditions = conditions
         self._processor = processor
         self._task = task
+        self._dtype = dtype
 
     def __call__(self, rows: Sequence[int]) -> "BatchFeature":
         """The inputs for `rows`, left-padded, on the CPU."""
@@ -43,7 +49,7 @@ class CorruptedLoader:
         read = dict(zip(samples, self._split.reader.rows(self._samples[sample] for sample in samples), strict=True))
         images = {sample: batching.decoded(row.image) for sample, row in read.items()}
         pictures = [self._picture(images[sample], read[sample].id, self._conditions[n]) for sample, n in pairs]
-        return encoding.encode(self._processor, self._task, pictures)
+        return encoding.encode(self._processor, self._task, pictures, self._dtype, compact=True)
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
         """The number of tokens in the prompts of `rows`; no corruption changes a picture's size."""

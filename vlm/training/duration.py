@@ -33,7 +33,7 @@ def measured(job: "FineTuning", loaded: "Loaded", emit: Emit) -> int:
 
     model, processor = loaded
     rows = validation_rows(job.validation, job.finetune.eval_samples, job.seed)
-    load = batching.Loader(job.validation, processor, job.task)
+    load = batching.Loader(job.validation, processor, job.task, model.dtype)
     size, unit = job.finetune.batch_size, "validation image"
     emit(Progress(0, len(rows), unit))
     found = validate(model, processor, job.task, job.validation, rows, load, size, trainer.processes(), emit)

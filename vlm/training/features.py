@@ -156,7 +156,7 @@ def precompute(
         for number, split in enumerate(splits)
     }
     if not finished:
-        loaders = {split: batching.Loader(split, processor, task) for split in splits}
+        loaders = {split: batching.Loader(split, processor, task, loaded.dtype) for split in splits}
         _fill(found, loaded, loaders, processes, emit)
         for file in directory.glob("*.bin"):
             with file.open("rb") as written:

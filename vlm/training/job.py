@@ -253,7 +253,7 @@ class FineTuning:
         params, warn = self.finetune, CollapseWarning(self.task, emit)
         at_once = micro_batch or params.micro_batch or params.batch_size
         made = trl.build(self, model, processor, directory, emit, self.pattern(model), at_once, kept)
-        load = kept[self.validation] if kept else batching.Loader(self.validation, processor, self.task)
+        load = kept[self.validation] if kept else batching.Loader(self.validation, processor, self.task, model.dtype)
 
         def validation_pass() -> dict[str, float]:
             rows = validation_rows(self.validation, params.eval_samples, self.seed)
