@@ -3,7 +3,7 @@
 Two parts, both with one thread of this machine's CPU, which is not a phone:
 
 - Quality: the fine-tuned model of the last `dvc repro` in each pair of types (text model + vision tower and projector),
-  on all test pictures: labels that change against PyTorch (predictions/final_eval.parquet), accuracy, and milliseconds.
+  on all test pictures: labels that change against PyTorch (predictions/final_eval), accuracy, and milliseconds.
   All of them answer a picture before the next one, so that a slow phase of the machine affects them alike.
 - Size and speed at LFM2-VL-450M's dimensions, with random weights, which affect neither: five pictures of 256 x 256.
 

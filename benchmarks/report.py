@@ -96,14 +96,13 @@ def invent(folder: Path) -> None:
     rows = (dataset.Row(f"test/{i:05d}", files[i % DISTINCT], LABELS[label]) for i, label in enumerate(truth))
     (folder / "data").mkdir()
     dataset.write(folder / "data/test.parquet", rows)
-    (folder / "predictions").mkdir()
     checked = validate(Task, task | {"name": "invented"}, "configs/tasks/invented.yaml")
     split = str(folder / "data/test.parquet")
     for name, accuracy in ACCURACY.items():
         wrong = (truth + rng.integers(1, 4, SAMPLES)) % len(LABELS)
         answer = np.where(rng.random(SAMPLES) < accuracy, truth, wrong)
         texts, lists = answers(rng, answer, raw=name in ("baseline_eval", "final_eval_raw"))
-        predictions.write(folder / f"predictions/{name}.parquet", checked, split, texts, lists)
+        predictions.write(folder / predictions.path(name), checked, split, texts, lists)
 
 
 def photo(rng: np.random.Generator) -> bytes:

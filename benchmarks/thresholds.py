@@ -1,6 +1,6 @@
 """Compares rules that choose a threshold on confidence from a validation split: `python -m benchmarks.thresholds`.
 
-The 600 answers of predictions/final_eval.parquet and of predictions/structured_eval.parquet are each taken for a whole
+The 600 answers to test of final_eval and of structured_eval are each taken for a whole
 population, in which the accuracy above every threshold is known. Validation splits are drawn from it, with replacement,
 1,000 of each size; on each of them every rule chooses the threshold for a target accuracy:
 

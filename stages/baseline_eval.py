@@ -13,8 +13,8 @@ def main() -> None:
         compute.save(
             result,
             {
-                "raw.parquet": "predictions/baseline_eval.parquet",
-                "raw.json": "predictions/baseline_eval.json",
+                "raw.parquet": "predictions/baseline_eval/test.parquet",
+                "raw.json": "predictions/baseline_eval/test.json",
                 "runtime.json": "metrics/runtime/baseline_eval.json",
             },
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vlm.config.errors import reported
-from vlm.data import json_files
+from vlm.data import json_files, predictions
 from vlm.evaluation.intervals import wilson
 from vlm.measuring import Predictions, charts
 from vlm.measuring.comparison import compare
@@ -35,7 +35,7 @@ def main() -> None:
         titles["structured_eval"] = STEPS[PLAIN]
     # Probes of a model that gives no vision features, and the export of a model that llama.cpp does not run
     for name in (*PROBES, "edge_eval"):
-        if "unavailable" in json_files.read(f"predictions/{name}.json"):
+        if "unavailable" in json_files.read(predictions.notes_path(name)):
             del answers[name]
     found = compare(answers["structured_eval"].frame, answers["final_eval"].frame)
     details = dict(found)

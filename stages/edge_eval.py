@@ -10,8 +10,8 @@ from vlm.data import json_files, predictions
 from vlm.edge import answers, export
 from vlm.evaluation import TEST
 
-ANSWERS, NOTES = "predictions/edge_eval.parquet", "predictions/edge_eval.json"
-SWEEP, RUNTIME = Path("predictions/edge_sweep.parquet"), "metrics/runtime/edge_eval.json"
+ANSWERS, NOTES = "predictions/edge_eval/test.parquet", "predictions/edge_eval/test.json"
+SWEEP, RUNTIME = Path("predictions/edge_eval/sweep.parquet"), "metrics/runtime/edge_eval.json"
 
 
 def main() -> None:

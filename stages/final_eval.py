@@ -13,12 +13,12 @@ def main() -> None:
         compute.save(
             result,
             {
-                "raw.parquet": "predictions/final_eval_raw.parquet",
-                "raw.json": "predictions/final_eval_raw.json",
-                "structured.parquet": "predictions/final_eval.parquet",
-                "structured.json": "predictions/final_eval.json",
-                "structured_validation.parquet": "predictions/final_eval_validation.parquet",
-                "structured_validation.json": "predictions/final_eval_validation.json",
+                "raw.parquet": "predictions/final_eval_raw/test.parquet",
+                "raw.json": "predictions/final_eval_raw/test.json",
+                "structured.parquet": "predictions/final_eval/test.parquet",
+                "structured.json": "predictions/final_eval/test.json",
+                "structured_validation.parquet": "predictions/final_eval/validation.parquet",
+                "structured_validation.json": "predictions/final_eval/validation.json",
                 "runtime.json": "metrics/runtime/final_eval.json",
             },
         )

@@ -1,4 +1,4 @@
-"""measure NAME: the metrics, tables and pictures of predictions/NAME.parquet, in metrics/NAME.json and plots/NAME/."""
+"""measure NAME: the metrics, tables and pictures of predictions/NAME/, in metrics/NAME.json and plots/NAME/."""
 
 import sys
 

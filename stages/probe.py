@@ -8,6 +8,8 @@ from vlm.config import load_params, pins
 from vlm.config.errors import reported
 from vlm.probing import FeatureExtraction, baselines
 
+FEATURES = Path("predictions/features")
+
 
 def main() -> None:
     params = pins.resolved(load_params())
@@ -16,13 +18,13 @@ def main() -> None:
         compute.save(
             result,
             {
-                "features.parquet": "predictions/features.parquet",
-                "features.json": "predictions/features.json",
+                "features.parquet": f"{FEATURES}/features.parquet",
+                "features.json": f"{FEATURES}/features.json",
                 "runtime.json": "metrics/runtime/probe.json",
             },
         )
         with ProgressBar() as emit:
-            summary = baselines.write(job.task, job.splits, Path("predictions"), emit)
+            summary = baselines.write(job.task, job.splits, FEATURES, Path("predictions"), emit)
     print(f"probe: {summary}; {compute.speed('metrics/runtime/probe.json')}")
 
 

@@ -9,7 +9,7 @@ from vlm.data import json_files
 from vlm.evaluation import TEST
 from vlm.robustness import Robustness, answers
 
-ANSWERS, RUNTIME = "predictions/robustness.parquet", "metrics/runtime/robustness.json"
+ANSWERS, RUNTIME = "predictions/robustness/test.parquet", "metrics/runtime/robustness.json"
 
 
 def main() -> None:

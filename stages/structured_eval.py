@@ -13,10 +13,10 @@ def main() -> None:
         compute.save(
             result,
             {
-                "structured.parquet": "predictions/structured_eval.parquet",
-                "structured.json": "predictions/structured_eval.json",
-                "structured_validation.parquet": "predictions/structured_eval_validation.parquet",
-                "structured_validation.json": "predictions/structured_eval_validation.json",
+                "structured.parquet": "predictions/structured_eval/test.parquet",
+                "structured.json": "predictions/structured_eval/test.json",
+                "structured_validation.parquet": "predictions/structured_eval/validation.parquet",
+                "structured_validation.json": "predictions/structured_eval/validation.json",
                 "runtime.json": "metrics/runtime/structured_eval.json",
             },
         )

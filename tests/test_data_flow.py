@@ -26,7 +26,7 @@ SEE_TEST = {
     "edge_eval": "answers it",
     "robustness": "answers corrupted copies of it",
     "probe": "answers it; the probes are fitted to train, and chosen on validation",
-    "export": "takes the label prior from predictions/final_eval.json, which is estimated on train or blank pictures",
+    "export": "takes the label prior from predictions/final_eval/test.json, which is estimated on train or blank pictures",
     "prompt_search": "asks the winner, which was chosen on validation, and the present prompt about it, once",
     "describe": "shows samples and counts labels",
     "measure": "measures the answers; thresholds come from validation",
@@ -41,6 +41,9 @@ SEE_TEST = {
 NAME_TEST = {
     "sources": "writes it",
     "evaluation": "answers it",
+    "data": "names the files of the answers to it",
+    "robustness": "names the file of the answers to corrupted copies of it",
+    "measuring": "reads the answers to it",
     "probing": "computes its features, for the probes' answers and for the audit",
     "audit": "looks for suspicious pictures in all splits",
     "report": "shows it",
@@ -50,32 +53,33 @@ NAME_TEST = {
 
 def of_test(path: str) -> bool:
     """Whether a file of the pipeline is the test split, or was made from it."""
-    if path.startswith("predictions/"):
-        return not re.search(r"_(train|validation)\.\w+$", path)
-    return path == TEST or (path.startswith(("plots/", "metrics/")) and not path.startswith("metrics/runtime/"))
+    return path == TEST or (path.startswith(("predictions/", "plots/", "metrics/")) and path != "metrics/runtime")
 
 
 @cache
 def dependencies(stage: str) -> frozenset[str]:
-    description = STAGES[stage]
-    deps = description.get("do", description)["deps"]
-    items = description.get("foreach", {"": ""})
-    return frozenset(dep.replace("${key}", key).replace("${item}", item) for dep in deps for key, item in items.items())
+    return frozenset(expanded(stage, STAGES[stage]["deps"]))
 
 
 def outputs(stage: str) -> set[str]:
-    description = STAGES[stage].get("do", STAGES[stage])
-    listed = [*description.get("outs", []), *description.get("metrics", [])]
-    paths = [path if isinstance(path, str) else next(iter(path)) for path in listed]
-    return {path.replace("${key}", key) for path in paths for key in STAGES[stage].get("foreach", {"": ""})}
+    listed = [*STAGES[stage].get("outs", []), *STAGES[stage].get("metrics", [])]
+    return expanded(stage, [path if isinstance(path, str) else next(iter(path)) for path in listed])
+
+
+def expanded(stage: str, paths: list[str]) -> set[str]:
+    items = STAGES[stage].get("matrix", {}).get("name", [""])
+    return {path.replace("${item.name}", item) for path in paths for item in items}
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two paths are the same, or one is a folder that contains the other."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def before(stage: str) -> set[str]:
     """The stages whose outputs a stage needs, directly or not."""
     direct = {
-        other
-        for other in STAGES
-        if any(dep == out or dep.startswith(f"{out}/") for dep in dependencies(stage) for out in outputs(other))
+        other for other in STAGES if any(overlap(dep, out) for dep in dependencies(stage) for out in outputs(other))
     }
     return direct.union(*map(before, direct))
 
@@ -91,7 +95,7 @@ def test_fine_tuning_and_all_that_it_needs_do_not_see_test():
 
 
 def test_the_export_takes_nothing_but_the_settings_of_an_evaluation():
-    assert {path for path in dependencies("export") if of_test(path)} == {"predictions/final_eval.json"}
+    assert {path for path in dependencies("export") if of_test(path)} == {"predictions/final_eval/test.json"}
 
 
 def test_the_packages_that_name_the_test_split_have_a_reason_to():
@@ -180,11 +184,11 @@ def test_the_choices_of_the_probes_do_not_depend_on_test(other_test, tmp_path):
 
     def probes(directory: Path) -> dict[str, bytes]:
         results(job, directory, ["features.parquet"])
-        baselines.write(params.task, job.splits, directory, lambda event: None)
-        return {file.name: file.read_bytes() for file in directory.glob("probe_*") if file.name != "features.parquet"}
+        baselines.write(params.task, job.splits, directory, directory, lambda event: None)
+        return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in directory.glob("probe_*/*")}
 
     first = probes(tmp_path / "a")
     replace_test()
     second = probes(tmp_path / "b")
-    answers = {"probe_linear.parquet", "probe_nearest.parquet"}
+    answers = {"probe_linear/test.parquet", "probe_nearest/test.parquet"}
     assert {name for name in first if first[name] != second[name]} == answers

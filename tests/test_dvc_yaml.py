@@ -15,7 +15,7 @@ from vlm.robustness import Robustness
 from vlm.training import FineTuning
 
 ROOT = Path(__file__).parents[1]
-STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
 # The rooms of vlm, from the top down: imports point down this list only.
 ROOMS = """
     commands report audit measuring edge robustness probing prompting compute training evaluation models sources data config

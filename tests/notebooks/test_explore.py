@@ -43,7 +43,8 @@ def repository(tmp_path, make_split, monkeypatch):
     monkeypatch.chdir(tmp_path / "r")
     task = load_params().task
     for name, right in (("structured_eval", 2), ("final_eval", 5)):
-        for suffix, data in (("", "data/test.parquet"), ("_validation", "data/validation.parquet")):
+        for of in ("test", "validation"):
+            data = f"data/{of}.parquet"
             shutil.copyfile(split, data)
             answers, probabilities = [], []
             for i, label in enumerate(dataset.ids_and_labels(data)[1]):
@@ -51,8 +52,8 @@ def repository(tmp_path, make_split, monkeypatch):
                 answers.append(task.answer(task.labels[place]))
                 probabilities.append(np.full(len(task.labels), 0.5 / (len(task.labels) - 1)))
                 probabilities[-1][place] = 0.5
-            predictions.write(Path(f"predictions/{name}{suffix}.parquet"), task, data, answers, probabilities)
-            Path(f"predictions/{name}{suffix}.json").write_text("{}")
+            predictions.write(predictions.path(name, of), task, data, answers, probabilities)
+            predictions.path(name, of).with_suffix(".json").write_text("{}")
         measure(name, task)
     return tmp_path / "r"
 

@@ -31,7 +31,6 @@ def compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")
-    Path("predictions").mkdir()
     labels = load_task("car_badges").labels
 
     def run(unavailable=(), plain=None, **right):
@@ -42,9 +41,10 @@ def compared(tmp_path, monkeypatch, capsys):
             if name == "structured_eval" and plain is not None:
                 before = np.eye(len(labels))[[int(i >= plain) for i in range(100)]]
                 table = table.assign(probabilities=list(before), plain_probabilities=list(before))
-            table.to_parquet(f"predictions/{name}.parquet")
+            Path("predictions", name).mkdir(parents=True, exist_ok=True)
+            table.to_parquet(f"predictions/{name}/test.parquet")
             values = {"unavailable": "no tower"} if name in unavailable else {}
-            Path(f"predictions/{name}.json").write_text(json.dumps(values))
+            Path(f"predictions/{name}/test.json").write_text(json.dumps(values))
         compare.main()
         return capsys.readouterr().out.strip()
 

@@ -25,10 +25,11 @@ def work(tmp_path, monkeypatch, make_split):
     Path("models/other/config.json").write_text(json.dumps({"model_type": "smolvlm"}))
     Path("data").mkdir()
     shutil.copyfile(split, "data/test.parquet")
-    Path("predictions").mkdir()
     task = load_params().task
     texts = [task.answer(label) for label in dataset.ids_and_labels("data/test.parquet")[1]]
-    predictions.write(Path("predictions/final_eval.parquet"), task, "data/test.parquet", texts, [None] * len(texts))
+    predictions.write(
+        Path("predictions/final_eval/test.parquet"), task, "data/test.parquet", texts, [None] * len(texts)
+    )
     return tmp_path
 
 
@@ -40,8 +41,8 @@ def test_a_model_that_llama_cpp_does_not_run_leaves_empty_outputs_and_one_line_a
     assert lines[0].startswith("export: nothing exported: ") and "'smolvlm'" in lines[0]
     assert lines[1].startswith("edge_eval: nothing to measure: ") and "'smolvlm'" in lines[1]
     assert lines[2] == "measure_edge: nothing to measure; nothing was exported"
-    assert len(pd.read_parquet("predictions/edge_eval.parquet")) == 0
-    assert "unavailable" in json.loads(Path("predictions/edge_eval.json").read_text())
+    assert len(pd.read_parquet("predictions/edge_eval/test.parquet")) == 0
+    assert "unavailable" in json.loads(Path("predictions/edge_eval/test.json").read_text())
     assert [path.name for path in Path("models/edge").iterdir()] == ["unavailable.json"]
-    assert len(pd.read_parquet("predictions/edge_sweep.parquet")) == 0
+    assert len(pd.read_parquet("predictions/edge_eval/sweep.parquet")) == 0
     assert json.loads(Path("metrics/edge.json").read_text()) == {}

@@ -26,7 +26,7 @@ def test_switched_off_the_stages_leave_empty_outputs_and_say_how_to_switch_it_on
         "robustness: switched off; `dvc exp run -S robustness.enabled=true` switches it on",
         "measure_robustness: nothing to measure; robustness is switched off",
     ]
-    assert len(pd.read_parquet(work / "predictions/robustness.parquet")) == 0
+    assert len(pd.read_parquet(work / "predictions/robustness/test.parquet")) == 0
     assert json.loads((work / "metrics/runtime/robustness.json").read_text())["samples"] == 0
     assert json.loads((work / "metrics/robustness.json").read_text()) == {}
     assert {path.name for path in (work / "plots/robustness").iterdir()} == {"accuracy.csv", "details.json"}

@@ -16,18 +16,14 @@ from vlm.config.errors import InputError
 from vlm.data import dataset, json_files, predictions
 
 PROBE = "linear probe"
-# What a model is called, and the predictions with its probabilities for each split.
+# What a model is called, the name of its predictions, and the splits with probabilities that are out of sample.
 MODELS = {
-    PROBE: {
-        "train": "probe_linear_train",
-        "validation": "probe_linear_validation",
-        "test": "probe_linear",
-    },
-    "base model": {"validation": "structured_eval_validation", "test": "structured_eval"},
-    "fine-tuned model": {"validation": "final_eval_validation", "test": "final_eval"},
+    PROBE: ("probe_linear", ("train", "validation", "test")),
+    "base model": ("structured_eval", ("validation", "test")),
+    "fine-tuned model": ("final_eval", ("validation", "test")),
 }
 NEIGHBOURS = "nearest neighbours"
-FEATURES = "features"
+FEATURES = Path("predictions/features/features.parquet")
 _NEIGHBOURS = 10
 
 # Models that are wrong more often than right disagree with most labels, right ones too, so a list of these is no help.
@@ -39,15 +35,15 @@ class Judgement:
     """What the models say about the labels of `samples`.
 
     `probabilities` is (samples, labels): the models' mean, weighted by how well they explain the labels. `unchecked`
-    are the splits without any model, `absent` the predictions that do not exist, and `unusable` says, a line each,
-    which exist but do not fit.
+    are the splits without any model, `absent` the files of predictions that do not exist, and `unusable` says, a line
+    each, which exist but do not fit.
     """
 
     samples: list[Sample]
     labels: Sequence[str]
     probabilities: np.ndarray
     unchecked: list[str]
-    absent: list[str]
+    absent: list[Path]
     unusable: list[str]
 
     @property
@@ -70,7 +66,7 @@ class Judgement:
 
     def unseen(self) -> list[str]:
         """What could not be checked and why, a line each."""
-        stages = dict.fromkeys("probe" if name == FEATURES else predictions.stage(name) for name in self.absent)
+        stages = dict.fromkeys(predictions.stage(file.parent.name) for file in self.absent)
         make = f"`dvc repro {' '.join(stages)}`"
         if not self.samples and not self.unusable:
             return [f"labels: there are no predictions yet; {make} writes them"]
@@ -81,7 +77,7 @@ class Judgement:
             lines.append(f"label errors: the models give only {self.accuracy:.0%} of the samples their label")
         if self.absent:
             lines.append(
-                f"labels, with all models: {', '.join(self.absent)} are not in predictions/; {make} writes them"
+                f"labels, with all models: {', '.join(map(str, self.absent))} do not exist; {make} writes them"
             )
         return lines + self.unusable
 
@@ -102,14 +98,14 @@ def judge(labels: Sequence[str], splits: dict[str, Path], only: str | None = Non
                 f"labels, with the {PROBE} and the {NEIGHBOURS}: the model gives no vision features: {reason}"
             )
         models = [model for model in models if model not in (PROBE, NEIGHBOURS)]
-    for model, names in MODELS.items():
+    for model, (name, answered) in MODELS.items():
         for split in splits:
-            if split not in names or model not in models:
+            if split not in answered or model not in models:
                 continue
-            if not Path("predictions", f"{names[split]}.parquet").exists():
-                absent.append(names[split])
+            if not predictions.path(name, split).exists():
+                absent.append(predictions.path(name, split))
                 continue
-            found = _probabilities(names[split], samples[split], len(labels))
+            found = _probabilities(name, split, samples[split], len(labels))
             unusable.append(found) if isinstance(found, str) else of_split[split].append(found)
     if NEIGHBOURS in models:
         found = _neighbours(samples, labels)
@@ -169,7 +165,7 @@ def _samples(split: str, path: Path, labels: Sequence[str]) -> list[Sample]:
 
 def _without_features() -> str | None:
     """Why the model gives no vision features; None if it does, or if the stage `probe` has not run."""
-    path = Path("predictions", f"{FEATURES}.json")
+    path = FEATURES.with_suffix(".json")
     return json_files.read(path).get("unavailable") if path.exists() else None
 
 
@@ -177,12 +173,12 @@ def _percent(p: float) -> str:
     return f"{100 * p:.1f} %" if p >= 0.001 else "less than 0.1 %"
 
 
-def _probabilities(name: str, samples: list[Sample], labels: int) -> np.ndarray | str:
-    """The probabilities in predictions/<name>.parquet, (samples, labels); or why they cannot be used."""
-    path = f"predictions/{name}.parquet"
+def _probabilities(name: str, split: str, samples: list[Sample], labels: int) -> np.ndarray | str:
+    """The probabilities of a model's answers to a split, (samples, labels); or why they cannot be used."""
+    path = predictions.path(name, split)
     stage = predictions.stage(name)
     again = f"`dvc repro {stage}`"
-    table = predictions.read(name)
+    table = predictions.read(name, split)
     if list(zip(table["id"], table["label"], strict=True)) != [(sample.id, sample.label) for sample in samples]:
         return f"{path}: answers to other samples than those of the split; {again} writes it again"
     if table["probabilities"].isna().any():
@@ -203,16 +199,15 @@ def _neighbours(samples: dict[str, list[Sample]], labels: Sequence[str]) -> dict
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import normalize, scale
 
-    path = Path("predictions", f"{FEATURES}.parquet")
-    if not path.exists():
+    if not FEATURES.exists():
         return None
-    table = pd.read_parquet(path).set_index(["split", "id"])["features"]
+    table = pd.read_parquet(FEATURES).set_index(["split", "id"])["features"]
     every = [sample for of_split in samples.values() for sample in of_split]
     wanted = [(sample.split, sample.id) for sample in every]
     if not table.index.is_unique or not set(wanted) <= set(table.index):
-        return f"{path}: does not have the features of all samples; `dvc repro probe` writes it again"
+        return f"{FEATURES}: does not have the features of all samples; `dvc repro probe` writes it again"
     if len(every) <= _NEIGHBOURS:
-        return f"{path}: there are too few samples to look at the {_NEIGHBOURS} nearest of each"
+        return f"{FEATURES}: there are too few samples to look at the {_NEIGHBOURS} nearest of each"
     features = normalize(scale(np.stack(table.loc[wanted].to_list()).astype(np.float64)))
     search = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(features)
     nearest = search.kneighbors(features, return_distance=False)

@@ -88,12 +88,12 @@ def _read(file: Path) -> "Image.Image | str":
 def prior_offsets(chosen: str | None, params: Params, adapter: str | None, emit: Emit) -> list[float] | None:
     """The offsets that correct the label prior, and a line about them; None without a correction.
 
-    `chosen` is --prior: "none", a file predictions/NAME.json, or None for that of the evaluation of this model, which
-    is skipped if it belongs to something else. Raises InputError if a chosen file has no prior that belongs here.
+    `chosen` is --prior: "none", a file predictions/NAME/test.json, or None for that of the evaluation of this model,
+    which is skipped if it belongs to something else. Raises InputError if a chosen file has no prior that belongs here.
     """
     if chosen == "none":
         return None
-    file = Path(chosen or f"predictions/{'final_eval' if adapter else 'structured_eval'}.json")
+    file = Path(chosen or f"predictions/{'final_eval' if adapter else 'structured_eval'}/test.json")
     if chosen is None and not file.exists():
         return None
     entry = prior.read(file)
@@ -139,8 +139,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prior",
         metavar="FILE",
-        help="none: the model's own probabilities; or a predictions/NAME.json whose label prior is corrected (default: "
-        "as in predictions/final_eval.json, without an adapter predictions/structured_eval.json)",
+        help="none: the model's own probabilities; or a predictions/NAME/test.json whose label prior is corrected "
+        "(default: that of final_eval, without an adapter that of structured_eval)",
     )
     parser.add_argument(
         "--top", type=int, default=3, metavar="N", help="how many labels to show for each picture (default: 3)"

@@ -103,12 +103,13 @@ def stages_to_run() -> dict[str, str | None]:
         raise InputError(_run_in_progress() or f"dvc status: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
     changed = json.loads(done.stdout.strip().splitlines()[-1])
     stages = _stages()
-    makers = {out: name for name, stage in stages.items() for out in _paths(stage.get("outs"), stage.get("metrics"))}
+    written = {name: _paths(stage.get("outs"), stage.get("metrics")) for name, stage in stages.items()}
     reasons: dict[str, str | None] = {}
 
     def reason(name: str) -> str | None:
         if name not in reasons:
-            before = [makers[dep] for dep in _paths(stages[name]["deps"]) if dep in makers]
+            needed = _paths(stages[name]["deps"])
+            before = [other for dep in needed for other in written if any(_overlap(dep, out) for out in written[other])]
             after = next((f"after {maker}" for maker in before if reason(maker)), None)
             reasons[name] = "yes" if name in changed else after
         return reasons[name]
@@ -117,13 +118,18 @@ def stages_to_run() -> dict[str, str | None]:
 
 
 def _stages() -> dict[str, dict[str, Any]]:
-    """The stages of dvc.yaml by name, with those of a foreach expanded as in DVC: measure@final_eval."""
+    """The stages of dvc.yaml by name, with those of a matrix expanded as in DVC: measure@final_eval."""
     found = {}
     for name, stage in read_yaml("dvc.yaml")["stages"].items():
-        for key, item in stage.get("foreach", {"": ""}).items():
-            text = json.dumps(stage.get("do", stage)).replace("${key}", key).replace("${item}", item)
-            found[f"{name}@{key}" if key else name] = json.loads(text)
+        for item in stage.get("matrix", {}).get("name", [""]):
+            text = json.dumps(stage).replace("${item.name}", item)
+            found[f"{name}@{item}" if item else name] = json.loads(text)
     return found
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two paths are the same, or one is a folder that contains the other."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def _paths(*lists: list[str | dict] | None) -> list[str]:

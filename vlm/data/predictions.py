@@ -1,4 +1,4 @@
-"""predictions/<name>.parquet: a model's answers to a split, one row per sample, in the split's order.
+"""predictions/<name>/<split>.parquet: a model's answers to a split, one row per sample, in the split's order.
 
 Columns: id, label (the truth), text (what the model wrote), predicted (a label, or null if the text is not a label),
 probabilities (a list over the task's labels, or null if the decoding gives none) and plain_probabilities (those of the
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write(
-    path: Path,
+    file: Path,
     task: Task,
     data: str,
     texts: Sequence[str],
@@ -45,23 +45,32 @@ def write(
         "probabilities": pa.array(probabilities, pa.list_(pa.float64())),
         "plain_probabilities": pa.array(plain_probabilities or [None] * len(texts), pa.list_(pa.float64())),
     }
-    pq.write_table(pa.table(columns), path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file)
 
 
-def read(name: str) -> "pd.DataFrame":
-    """predictions/<name>.parquet. Raises InputError if there is no such file."""
+def path(name: str, split: str = "test") -> Path:
+    """The file with the answers called `name`, such as final_eval_raw, to a split."""
+    return Path("predictions", name, f"{split}.parquet")
+
+
+def notes_path(name: str) -> Path:
+    """The file with what the evaluation called `name` reports besides its answers to test."""
+    return path(name).with_suffix(".json")
+
+
+def read(name: str, split: str = "test") -> "pd.DataFrame":
+    """The answers in the working tree. Raises InputError if there are none."""
     import pandas as pd
 
-    path = Path("predictions", f"{name}.parquet")
-    if not path.exists():
-        raise InputError(f"{path}: no such file; `dvc repro {stage(name)}` writes it, `dvc pull` fetches it")
-    return pd.read_parquet(path)
+    file = path(name, split)
+    if not file.exists():
+        raise InputError(f"{file}: no such file; `dvc repro {stage(name)}` writes it, `dvc pull` fetches it")
+    return pd.read_parquet(file)
 
 
 def stage(name: str) -> str:
-    """The stage of dvc.yaml that writes predictions/<name>.parquet."""
-    if name == "majority" or name.startswith("probe_"):
+    """The stage of dvc.yaml that writes predictions/<name>/."""
+    if name in ("majority", "features") or name.startswith("probe_"):
         return "probe"
-    if name == "edge_sweep":
-        return "edge_eval"
-    return name.removesuffix("_raw").removesuffix("_validation")
+    return name.removesuffix("_raw")

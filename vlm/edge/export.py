@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER = Path("models/edge")
 _SWEEP = "sweep"  # in an exported folder: those of export.sweep, a folder for each
 _UNAVAILABLE = "unavailable.json"
-_FINAL_EVAL = Path("predictions/final_eval.json")
+_FINAL_EVAL = Path("predictions/final_eval/test.json")
 # What is compared with PyTorch: the conversion, without the error of a quantisation
 _REFERENCE = ("F16", "F16")
 
@@ -70,7 +70,7 @@ def require_exportable(params: Params) -> None:
 def prior_offsets(params: Params) -> list[float]:
     """The offsets with which final_eval corrected the label prior, see Classifier; empty if it corrected none.
 
-    Raises InputError if predictions/final_eval.json is missing, or is of a run with another prior or other labels.
+    Raises InputError if predictions/final_eval/test.json is missing, or is of a run with another prior or other labels.
     """
     method = Evaluation.of(params, structured=True, adapter=params.final_eval.folder).prior
     if method == "none":

@@ -24,7 +24,7 @@ _FOLDS = 5
 
 
 def fit(method: Calibrate, probabilities: Sequence[Sequence[float]], truth: Sequence[int]) -> dict[str, Any]:
-    """The entries of predictions/<name>.json: calibrated_labels, temperature and, with method bias, bias and penalty.
+    """The entries of an evaluation's test.json: calibrated_labels, temperature and, with method bias, bias and penalty.
 
     `probabilities` is (samples, labels), `truth` the column of each sample's true label; calibrated_labels is the
     number of samples. No entries without samples or with method none.

@@ -65,7 +65,7 @@ def write_blank(path: Path, train: str, rows: Sequence[int], label: str, seed: i
 
 
 def estimate(method: Prior, posteriors: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The entry `prior` of predictions/<name>.json: method, samples, strength, and a probability for each label.
+    """The entry `prior` of predictions/<name>/test.json: method, samples, strength, and a probability for each label.
 
     `posteriors` is (samples, labels). The prior is their mean with one sample more, of equal probabilities: it keeps a
     label that the model never says from a prior of almost 0, and hardly changes the others. The probabilities are
@@ -101,13 +101,13 @@ def mismatch(entry: Mapping[str, Any], task: Task, model: ModelConfig, adapter: 
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """The entry `prior` of a file predictions/<name>.json; None if it has none. Raises InputError."""
+    """The entry `prior` of a file predictions/<name>/test.json; None if it has none. Raises InputError."""
     try:
         values = json_files.read(file)
     except FileNotFoundError:
-        raise InputError(f"{file}: no such file; name a file like predictions/structured_eval.json") from None
+        raise InputError(f"{file}: no such file; name a file like predictions/structured_eval/test.json") from None
     except (OSError, ValueError):  # a folder, or no JSON or text
-        raise InputError(f"{file}: is no JSON file; name a file like predictions/structured_eval.json") from None
+        raise InputError(f"{file}: is no JSON file; name a file like predictions/structured_eval/test.json") from None
     entry = values.get("prior") if isinstance(values, dict) else None
     if entry is None:
         return None
@@ -120,7 +120,7 @@ def read(file: Path) -> dict[str, Any] | None:
 def offsets(entry: Mapping[str, Any]) -> list[float]:
     """What the correction adds to the logarithm of each label's probability, before normalising.
 
-    `entry` is the entry `prior` of predictions/<name>.json.
+    `entry` is the entry `prior` of predictions/<name>/test.json.
     """
     import numpy as np
 

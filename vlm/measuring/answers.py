@@ -18,7 +18,7 @@ NO_LABEL = "(no label)"
 
 
 class Predictions:
-    """The answers in predictions/<name>.parquet, and the labels of their task in the task's order.
+    """The answers in predictions/<name>/<split>.parquet, and the labels of their task in the task's order.
 
     `frame` has one row per sample, in the split's order. Its columns are those of the file (id, label, text, predicted,
     probabilities and plain_probabilities, see vlm/data/predictions.py), `right` (bool), and `confidence`: the
@@ -26,11 +26,17 @@ class Predictions:
     """
 
     def __init__(
-        self, name: str, frame: "pd.DataFrame", labels: Sequence[str], revision: Revision | None = None
+        self,
+        name: str,
+        frame: "pd.DataFrame",
+        labels: Sequence[str],
+        revision: Revision | None = None,
+        split: str = "test",
     ) -> None:
         """Raises InputError if a label in `frame` is not in `labels`, or if a sample has not one probability each."""
         self.name = name
         self.labels = tuple(labels)
+        self.split = split
         self._revision = revision
         given = frame["probabilities"].notna()
         self.has_probabilities = len(frame) > 0 and bool(given.all())
@@ -41,11 +47,11 @@ class Predictions:
             )
             if revision:
                 raise InputError(
-                    f"predictions/{name}.parquet: has {what} of the task in params.yaml, both as of {revision.name}; "
+                    f"{self.file}: has {what} of the task in params.yaml, both as of {revision.name}; "
                     f"name a revision where the two belong together"
                 )
             raise InputError(
-                f"predictions/{name}.parquet: has {what} of the task in params.yaml; "
+                f"{self.file}: has {what} of the task in params.yaml; "
                 f"`dvc repro {predictions.stage(name)}` makes it again"
             )
         self.frame = frame.assign(
@@ -54,23 +60,25 @@ class Predictions:
         )
 
     @classmethod
-    def load(cls, name: str, revision: str | Revision | None = None) -> "Predictions":
-        """The answers in the working tree, or those of a revision: a commit, a branch, a tag or an experiment's name.
+    def load(cls, name: str, revision: str | Revision | None = None, split: str = "test") -> "Predictions":
+        """The answers to a split in the working tree, or those of a revision: a commit, a branch, a tag or an
+        experiment's name.
 
         Several loads from one Revision open it only once, which takes a second. Raises InputError if there are none.
         """
         import pandas as pd
 
         if revision is None:
-            return cls(name, predictions.read(name), load_params().task.labels)
+            return cls(name, predictions.read(name, split), load_params().task.labels, split=split)
         there = revision if isinstance(revision, Revision) else Revision(revision)
         task = _value(there, "params.yaml", "task")
         labels = _value(there, f"configs/tasks/{task}.yaml", "labels")
-        with there.open(f"predictions/{name}.parquet") as file:
-            return cls(name, pd.read_parquet(file), labels, there)
+        with there.open(predictions.path(name, split).as_posix()) as file:
+            return cls(name, pd.read_parquet(file), labels, there, split)
 
     def __repr__(self) -> str:
-        where = f" at {self._revision.name}" if self._revision else ""
+        where = f" on {self.split}" if self.split != "test" else ""
+        where += f" at {self._revision.name}" if self._revision else ""
         return f"<{self.name}{where}: {self.frame['right'].sum()} of {len(self.frame)} right>"
 
     def plain(self, name: str | None = None) -> "Predictions":
@@ -89,13 +97,17 @@ class Predictions:
             probabilities=self.frame["plain_probabilities"],
             plain_probabilities=None,
         )
-        return Predictions(name or self.name, frame, self.labels, self._revision)
+        return Predictions(name or self.name, frame, self.labels, self._revision, self.split)
+
+    @property
+    def file(self) -> Path:
+        """The file with these answers."""
+        return predictions.path(self.name, self.split)
 
     @property
     def data(self) -> str:
         """The path of the split that was answered."""
-        split = self.name.rpartition("_")[2]
-        return f"data/{split if split in ('train', 'validation') else 'test'}.parquet"
+        return f"data/{self.split}.parquet"
 
     def mistakes(self) -> "pd.DataFrame":
         """The rows of `frame` with wrong answers, the most confident first; raw answers are in the split's order."""

@@ -15,7 +15,7 @@ NAME = "edge_eval"
 
 
 def measure() -> "pd.DataFrame":
-    """Compares predictions/edge_eval.parquet and predictions/edge_sweep.parquet with predictions/final_eval.parquet.
+    """Compares the answers in predictions/edge_eval/, test.parquet and sweep.parquet, with those of final_eval.
 
     Returns a table with one row for each classifier, the exported one first: `types` (text+vision), `megabytes`,
     `samples`, `accuracy` with its 95 % Wilson interval (`low`, `high`), `changed` (samples with another label than in
@@ -30,12 +30,12 @@ def measure() -> "pd.DataFrame":
     import pandas as pd
 
     plots = Path("plots", "edge")
-    notes = json_files.read(f"predictions/{NAME}.json")
+    notes = json_files.read(predictions.notes_path(NAME))
     rows = []
     if "unavailable" not in notes:
         final, labels = Predictions.load("final_eval"), load_params().task.labels
         rows.append(_row(final, Predictions.load(NAME), notes))
-        for types, swept in predictions.read("edge_sweep").groupby("types", sort=False):
+        for types, swept in predictions.read(NAME, "sweep").groupby("types", sort=False):
             of_types = {"types": types, "bytes": int(swept["bytes"].iloc[0])}
             rows.append(_row(final, Predictions(types, swept.reset_index(drop=True), labels), of_types))
     columns = ["types", "megabytes", "samples", "accuracy", "low", "high", "changed", "gained", "lost"]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.config.task import Task
-from vlm.data import json_files
+from vlm.data import json_files, predictions
 from vlm.measuring import metrics, sheets, tables, thresholds
 from vlm.measuring.answers import Predictions
 
@@ -12,8 +12,8 @@ _CORRECTABLE = ("structured_eval", "final_eval")  # have a setting `prior` in pa
 
 
 def measure(name: str, task: Task) -> dict[str, Any]:
-    """Measures predictions/<name>.parquet and returns what details.json says: all metrics, with `thresholds` if
-    validation was answered, too, and what predictions/<name>.json says.
+    """Measures predictions/<name>/ and returns what details.json says: all metrics, with `thresholds` if
+    validation was answered, too, and what test.json says.
 
     Writes plots/<name>/: details.json with all metrics, the CSV files that `dvc plots` draws, and mistakes.png, a
     contact sheet of wrong answers. Writes only the accuracy to metrics/<name>.json and, for answers whose label prior
@@ -24,14 +24,14 @@ def measure(name: str, task: Task) -> dict[str, Any]:
     """
     plots = Path("plots", name)
     answers = Predictions.load(name)
-    found = json_files.read(f"predictions/{name}.json")  # what the evaluation reports besides its answers
+    found = json_files.read(predictions.notes_path(name))  # what the evaluation reports besides its answers
     if "unavailable" in found:
         json_files.write(plots / "details.json", found)
         json_files.write(f"metrics/{name}.json", {})
         return found
     values: dict[str, Any] = metrics.of(answers, task, found)
-    if answers.has_probabilities and Path(f"predictions/{name}_validation.parquet").exists():
-        validation = Predictions.load(f"{name}_validation")
+    if answers.has_probabilities and predictions.path(name, "validation").exists():
+        validation = Predictions.load(name, split="validation")
         if validation.has_probabilities:
             values["thresholds"] = thresholds.chosen(validation, answers)
     tables.write(plots, answers)

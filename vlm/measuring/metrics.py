@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def of(predictions: Predictions, task: "Task", found: Mapping[str, Any]) -> dict[str, float | int]:
     """All metrics that apply to the predictions: those of probabilities if there are any, else those of raw answers.
 
-    `found` is the content of predictions/<name>.json: if it has a calibration (vlm/evaluation/calibration.py), there
-    are calibrated metrics; if it has a label prior, there are those of the answers before it was corrected. Raises
-    InputError if there are no answers.
+    `found` is what predictions/<name>/test.json has: with a calibration (vlm/evaluation/calibration.py), there are
+    calibrated metrics; with a label prior, there are those of the answers before it was corrected. Raises InputError if
+    there are no answers.
     """
     if predictions.frame.empty:
-        raise InputError(f"predictions/{predictions.name}.parquet: has no answers; is {predictions.data} empty?")
+        raise InputError(f"{predictions.file}: has no answers; is {predictions.data} empty?")
     values = classification(predictions)
     if predictions.has_probabilities:
         del values["valid"]  # always 1

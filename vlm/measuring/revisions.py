@@ -34,12 +34,19 @@ class Revision:
 
     def open(self, path: str) -> BinaryIO:
         """Opens the file `path`, relative to the repository. Raises InputError if it cannot be had."""
-        if not self.has(path):
-            raise InputError(f"{path}: there is no such file in {self.name}")
+        from dvc_data.index import DataIndexDirError
+
         try:
             return self._files.open(path, "rb")
         except FileNotFoundError:
-            raise InputError(f"{path}: is not in DVC's cache as of {self.name}; `dvc pull` may fetch it") from None
+            known = self.has(path)
+        except DataIndexDirError:  # DVC tracks the folder and has no list of its files
+            known = True
+        raise InputError(
+            f"{path}: is not in DVC's cache as of {self.name}; `dvc pull` may fetch it"
+            if known
+            else f"{path}: there is no such file in {self.name}"
+        )
 
     def read_yaml(self, path: str) -> Any:
         """Reads a YAML file, as vlm.config.yaml_files.read_yaml does. Raises InputError."""

@@ -1,4 +1,4 @@
-"""predictions/features.parquet: the pooled vision features of all pictures of a task.
+"""predictions/features/features.parquet: the pooled vision features of all pictures of a task.
 
 Columns: id, split ("train", "validation" or "test") and features (a list of float32, of the same length in all rows).
 The rows are in the order of the splits. Without rows, the model has no vision tower that could be used.

@@ -1,7 +1,6 @@
 """The answers of every model, in the form that the page reads: columns in the order of the test split."""
 
 from collections.abc import Collection, Container, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.config.errors import InputError
@@ -58,7 +57,7 @@ def load(stale: Collection[str] = ()) -> tuple[dict[str, Predictions], list[str]
         del found["edge_eval"]
     for name, answers in found.items():
         if list(answers.frame["id"]) != ids or list(answers.frame["label"]) != labels:
-            raise InputError(f"predictions/{name}.parquet: is of other samples than {TEST}; `dvc repro` makes it anew")
+            raise InputError(f"{predictions.path(name)}: is of other samples than {TEST}; `dvc repro` makes it anew")
     corrected = found.get("structured_eval")
     if corrected and corrected.plain() is not corrected:
         found[PLAIN] = corrected.plain(PLAIN)
@@ -71,10 +70,10 @@ def _is_there(name: str) -> bool:
     The probes of a model without a vision tower have no answers, nor has the export of a model that llama.cpp does not
     run.
     """
-    notes = Path("predictions", f"{name}.json")
+    notes = predictions.notes_path(name)
     if notes.exists() and "unavailable" in json_files.read(notes):
         return False
-    return Path("predictions", f"{name}.parquet").exists()
+    return predictions.path(name).exists()
 
 
 def leading(names: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm.data import predictions
 from vlm.measuring.answers import Predictions
 from vlm.measuring.thresholds import chosen
 
@@ -36,8 +37,8 @@ def thresholds(found: Mapping[str, Predictions]) -> dict[str, list[dict[str, flo
     """
     tables = {}
     for name in ("structured_eval", "final_eval"):
-        if name in found and Path("predictions", f"{name}_validation.parquet").exists():
-            validation = Predictions.load(f"{name}_validation")
+        if name in found and predictions.path(name, "validation").exists():
+            validation = Predictions.load(name, split="validation")
             if validation.has_probabilities and found[name].has_probabilities:
                 tables[name] = chosen(validation, found[name])
     return tables

@@ -1,4 +1,4 @@
-"""predictions/robustness.parquet: the answers of both models to every chosen sample under every corruption.
+"""predictions/robustness/test.parquet: the answers of both models to every chosen sample under every corruption.
 
 Columns: model ("base" or "fine-tuned"), corruption ("clean" for the original picture), severity (1 to 5; 0 for the
 original), id, label (the truth) and predicted (the most probable label). No rows if robustness is switched off.

@@ -138,7 +138,6 @@ def test_decided_suspects_are_not_counted(folder, photos, wall):
 
 def test_the_stage_depends_on_all_that_the_audit_reads():
     stage = read_yaml(ROOT / "dvc.yaml")["stages"]["audit"]
-    names = [name for model in MODELS.values() for name in model.values()]
-    read = {f"predictions/{name}.parquet" for name in [*names, FEATURES]} | {f"predictions/{FEATURES}.json"}
+    read = {f"predictions/{name}" for name, _ in MODELS.values()} | {FEATURES.parent.as_posix()}
     read |= {path.as_posix() for path in SPLITS.values()} | {"configs/decisions", "configs/tasks/${task}.yaml"}
     assert {dep for dep in stage["deps"] if not dep.startswith(("vlm/", "stages/"))} == read

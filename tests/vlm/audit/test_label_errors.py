@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +7,7 @@ from vlm.audit import label_errors
 from vlm.audit.audit import SPLITS
 from vlm.config.errors import InputError
 from vlm.data import json_files
+from vlm.data.predictions import path
 from vlm.probing import features
 
 LABELS = ("cat", "dog", "fox", "owl")
@@ -35,7 +34,7 @@ def wrong():
 
 def write_predictions(name, split, accuracy=0.97, probabilities=True, labels=LABELS):
     """Answers of a model that is right about the true label with this accuracy, and less sure if it is wrong."""
-    rng = np.random.default_rng(len(name))
+    rng = np.random.default_rng([len(name), len(split)])
     rows = []
     for id_, label in zip(*label_errors.dataset.ids_and_labels(SPLITS[split]), strict=True):
         truth = int(id_.rpartition("-")[2]) % 4
@@ -45,14 +44,15 @@ def write_predictions(name, split, accuracy=0.97, probabilities=True, labels=LAB
         p = rng.dirichlet(np.ones(len(labels))) * (1 - sure)
         p[best] += sure
         rows.append((id_, label, labels[best], labels[best], list(p) if probabilities else None))
-    Path("predictions").mkdir(exist_ok=True)
+    file = path(name, split)
+    file.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows, columns=["id", "label", "text", "predicted", "probabilities"])
-    table.to_parquet(f"predictions/{name}.parquet")
+    table.to_parquet(file)
 
 
 def write_probe(accuracy=0.97):
-    for split, suffix in (("train", "_train"), ("validation", "_validation"), ("test", "")):
-        write_predictions(f"probe_linear{suffix}", split, accuracy)
+    for split in ROWS:
+        write_predictions("probe_linear", split, accuracy)
 
 
 def write_features(noise=0.5):
@@ -63,8 +63,8 @@ def write_features(noise=0.5):
         for id_ in label_errors.dataset.ids_and_labels(SPLITS[split])[0]:
             centre = np.eye(4)[int(id_.rpartition("-")[2]) % 4]
             rows.append((id_, split, list(centre + rng.normal(0, noise, 4))))
-    Path("predictions").mkdir(exist_ok=True)
-    pd.DataFrame(rows, columns=["id", "split", "features"]).to_parquet("predictions/features.parquet")
+    label_errors.FEATURES.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows, columns=["id", "split", "features"]).to_parquet(label_errors.FEATURES)
 
 
 def listed():
@@ -99,7 +99,7 @@ def test_a_model_that_knows_nothing_changes_little(wrong):
     write_probe()
     without = label_errors.judge(LABELS, SPLITS).probabilities
     write_predictions("structured_eval", "test", accuracy=0.25)
-    write_predictions("structured_eval_validation", "validation", accuracy=0.25)
+    write_predictions("structured_eval", "validation", accuracy=0.25)
     judged = label_errors.judge(LABELS, SPLITS)
     assert np.abs(judged.probabilities - without).mean() < 0.02
     assert label_errors.judge(LABELS, SPLITS, only="base model").accuracy < 0.4
@@ -109,7 +109,7 @@ def test_a_good_model_helps_where_the_probe_is_poor(wrong):
     write_probe(accuracy=0.4)
     poor = label_errors.judge(LABELS, SPLITS).accuracy
     write_predictions("final_eval", "test", accuracy=0.95)
-    write_predictions("final_eval_validation", "validation", accuracy=0.95)
+    write_predictions("final_eval", "validation", accuracy=0.95)
     assert label_errors.judge(LABELS, SPLITS).accuracy > poor + 0.1
 
 
@@ -130,31 +130,32 @@ def test_without_predictions_no_label_is_checked(wrong):
 
 def test_what_only_some_models_could_check_is_said(wrong):
     write_predictions("probe_linear", "test")
-    write_predictions("probe_linear_train", "train")
+    write_predictions("probe_linear", "train")
     unchecked, absent = label_errors.judge(LABELS, SPLITS).unseen()
     assert unchecked == "the labels of validation: no model has given probabilities for them"
-    assert absent.startswith("labels, with all models: probe_linear_validation, structured_eval, ")
+    assert absent.startswith("labels, with all models: predictions/probe_linear/validation.parquet, ")
     assert absent.endswith("; `dvc repro probe structured_eval final_eval` writes them")
 
 
 def test_predictions_that_do_not_fit_are_named_and_not_used(wrong):
     write_probe()
     write_predictions("final_eval", "validation")
+    path("final_eval", "validation").rename(path("final_eval"))
     write_predictions("structured_eval", "test", probabilities=False)
-    write_predictions("structured_eval_validation", "validation", labels=(*LABELS, "emu"))
+    write_predictions("structured_eval", "validation", labels=(*LABELS, "emu"))
     write_features()
-    Path("predictions/probe_linear.parquet").unlink()
-    table = pd.read_parquet("predictions/features.parquet")
-    table[table["split"] == "train"].to_parquet("predictions/features.parquet")
+    path("probe_linear").unlink()
+    table = pd.read_parquet(label_errors.FEATURES)
+    table[table["split"] == "train"].to_parquet(label_errors.FEATURES)
     judged = label_errors.judge(LABELS, SPLITS)
     assert judged.unchecked == ["test"]
     assert {sample.split for sample in judged.samples} == {"train", "validation"}
-    assert judged.absent == ["probe_linear", "final_eval_validation"]
+    assert judged.absent == [path("probe_linear"), path("final_eval", "validation")]
     assert [line.split(":")[0].removeprefix("predictions/") for line in judged.unusable] == [
-        "structured_eval.parquet",
-        "structured_eval_validation.parquet",
-        "final_eval.parquet",
-        "features.parquet",
+        "structured_eval/test.parquet",
+        "structured_eval/validation.parquet",
+        "final_eval/test.parquet",
+        "features/features.parquet",
     ]
     assert judged.unusable[0].endswith("has no probabilities; structured_eval.engine: posterior gives them")
     assert "`dvc repro final_eval` writes it again" in judged.unusable[2]
@@ -164,18 +165,19 @@ def test_a_probe_without_probabilities_is_not_blamed_on_the_engine(wrong):
     write_probe()
     write_predictions("probe_linear", "test", probabilities=False)
     assert label_errors.judge(LABELS, SPLITS).unusable == [
-        "predictions/probe_linear.parquet: has no probabilities; `dvc repro probe` writes it again"
+        "predictions/probe_linear/test.parquet: has no probabilities; `dvc repro probe` writes it again"
     ]
 
 
 def test_a_model_without_vision_features_is_one_line(wrong):
-    for split, name in label_errors.MODELS[label_errors.PROBE].items():
-        write_predictions(name, split, probabilities=False)
-    features.write(Path("predictions/features.parquet"), {})
-    json_files.write("predictions/features.json", {"dimensions": 0, "unavailable": "it has no tower"})
+    for split in ROWS:
+        write_predictions("probe_linear", split, probabilities=False)
+    label_errors.FEATURES.parent.mkdir()
+    features.write(label_errors.FEATURES, {})
+    json_files.write(label_errors.FEATURES.with_suffix(".json"), {"dimensions": 0, "unavailable": "it has no tower"})
     for model in ("structured_eval", "final_eval"):
         write_predictions(model, "test")
-        write_predictions(f"{model}_validation", "validation")
+        write_predictions(model, "validation")
     judged = label_errors.judge(LABELS, SPLITS)
     assert judged.unchecked == ["train"]
     assert judged.unseen() == [

@@ -138,7 +138,7 @@ def in_repository(tmp_path, at_root, monkeypatch):
     for name in ("configs", "models"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
-    (folder / "predictions").mkdir()
+    (folder / "predictions/structured_eval").mkdir(parents=True)
     monkeypatch.chdir(folder)
     return folder
 
@@ -161,13 +161,13 @@ def test_the_label_prior_of_the_evaluation_is_corrected(photos, in_repository, c
     entry = prior.estimate("batch", [weights / weights.sum()] * 1000) | prior.belongs_to(
         params.task, params.model, None
     )
-    file = in_repository / "predictions/structured_eval.json"
+    file = in_repository / "predictions/structured_eval/test.json"
     file.write_text(json.dumps({"image_tokens": 16.0, "prior": entry}))
     expected = prior.apply([[plain[label] for label in params.task.labels]], prior.offsets(entry))[0]
     corrected, said = classified(capsys, photos / "a.jpg")
     assert corrected == pytest.approx(dict(zip(params.task.labels, expected, strict=True)), rel=1e-4)
     assert said == (
-        "the label prior in predictions/structured_eval.json is corrected; --prior none shows the model's own "
+        "the label prior in predictions/structured_eval/test.json is corrected; --prior none shows the model's own "
         "probabilities\n"
     )
     assert classified(capsys, photos / "a.jpg", "--prior", "none") == (plain, "")
@@ -180,17 +180,21 @@ def test_a_label_prior_of_something_else_is_not_used(photos, in_repository, caps
     params = load_params()
     shorter = params.task.model_copy(update={"labels": params.task.labels[:-1]})
     entry = prior.estimate("batch", [[1 / 30] * 30]) | prior.belongs_to(shorter, params.model, None)
-    file = Path("predictions/structured_eval.json")
+    file = Path("predictions/structured_eval/test.json")
     file.write_text(json.dumps({"prior": entry}))
     _, said = classified(capsys, photos / "a.jpg")
     assert said == (
-        "the label prior in predictions/structured_eval.json belongs to another question; the probabilities are not "
+        "the label prior in predictions/structured_eval/test.json belongs to another question; the probabilities are not "
         "corrected\n"
     )
-    with pytest.raises(InputError, match=r"\A--prior: predictions/structured_eval\.json: its label prior belongs to "):
+    with pytest.raises(
+        InputError, match=r"\A--prior: predictions/structured_eval/test\.json: its label prior belongs to "
+    ):
         classified(capsys, photos / "a.jpg", "--prior", file)
     file.write_text("{}")
-    with pytest.raises(InputError, match=r"\A--prior: predictions/structured_eval\.json: has no label prior; name "):
+    with pytest.raises(
+        InputError, match=r"\A--prior: predictions/structured_eval/test\.json: has no label prior; name "
+    ):
         classified(capsys, photos / "a.jpg", "--prior", file)
     with pytest.raises(InputError, match=r"\Anone\.json: no such file"):
         classified(capsys, photos / "a.jpg", "--prior", "none.json")

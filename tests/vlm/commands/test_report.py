@@ -44,14 +44,14 @@ def folder(tmp_path_factory):
     run(folder, "dvc", "init", "--quiet")
 
     def commit(tag):
-        run(folder, "dvc", "add", "--quiet", "data/test.parquet", "predictions/structured_eval.parquet")
+        run(folder, "dvc", "add", "--quiet", "data/test.parquet", "predictions/structured_eval")
         run(folder, "git", "add", ".")
         run(folder, "git", "commit", "--quiet", "--message", tag)
         run(folder, "git", "tag", tag)
 
     invented.write(folder, "dvc.lock", lock(1))
     commit("before")
-    shutil.copy(folder / "predictions/structured_eval.parquet", folder.parent / "before.parquet")
+    shutil.copy(folder / "predictions/structured_eval/test.parquet", folder.parent / "before.parquet")
     other = invented.repository(folder.parent / "other", names=(), seed=1)
     pictures = (folder / "data/test.parquet").read_bytes()
     (folder / "data/test.parquet").write_bytes((other / "data/test.parquet").read_bytes())
@@ -69,7 +69,7 @@ def test_two_revisions_side_by_side(folder):
     html = (folder / "reports-before/index.html").read_text()
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
     against = data["against"]
-    files = (folder.parent / "before.parquet", folder / "predictions/structured_eval.parquet")
+    files = (folder.parent / "before.parquet", folder / "predictions/structured_eval/test.parquet")
     before, after = map(pd.read_parquet, files)
     was_right, is_right = (one["label"] == one["predicted"] for one in (before, after))
     pair = against["models"]["structured_eval"]

@@ -80,18 +80,20 @@ def test_the_label_prior_is_that_of_final_eval(at_root, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert export.prior_offsets(with_prior("none")) == export.prior_offsets(with_prior("batch", "outlines")) == []
-    with pytest.raises(InputError, match=r"predictions/final_eval.json: no such file; `dvc repro final_eval`"):
+    with pytest.raises(InputError, match=r"predictions/final_eval/test.json: no such file; `dvc repro final_eval`"):
         export.prior_offsets(with_prior("batch"))
     probabilities = [(i + 1) / 496 for i in range(31)]
     entry = {"method": "batch", "samples": 9, "strength": 1.0, "probabilities": probabilities}
-    (tmp_path / "predictions").mkdir()
-    file = tmp_path / "predictions" / "final_eval.json"
+    (tmp_path / "predictions/final_eval").mkdir(parents=True)
+    file = tmp_path / "predictions/final_eval/test.json"
     file.write_text(json.dumps({"prior": entry}))
     assert export.prior_offsets(with_prior("batch")) == pytest.approx([-np.log(p) for p in probabilities])
     assert export.prior_offsets(with_prior("none")) == []
     for stale in ({}, {"prior": entry | {"method": "blank"}}, {"prior": entry | {"probabilities": [0.5, 0.5]}}):
         file.write_text(json.dumps(stale))
-        with pytest.raises(InputError, match=r"final_eval.json: prior: .*with 31 labels; run `dvc repro final_eval`"):
+        with pytest.raises(
+            InputError, match=r"final_eval/test.json: prior: .*with 31 labels; run `dvc repro final_eval`"
+        ):
             export.prior_offsets(with_prior("batch"))
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -39,12 +40,10 @@ def test_the_frame_says_which_answers_are_right_and_how_confident_they_are():
     assert repr(found) == "<final_eval: 1 of 2 right>"
 
 
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [("final_eval", "test"), ("final_eval_raw", "test"), ("final_eval_validation", "validation"), ("probe_linear_train", "train")],
-)  # fmt: skip
-def test_a_name_says_which_split_was_answered(name, split):
-    assert Predictions(name, table(("a", "a")), "a").data == f"data/{split}.parquet"
+def test_answers_to_another_split_than_test():
+    found = Predictions("final_eval", table(("a", "a")), "a", split="validation")
+    assert (found.data, found.file) == ("data/validation.parquet", Path("predictions/final_eval/validation.parquet"))
+    assert repr(found) == "<final_eval on validation: 1 of 1 right>"
 
 
 def test_mistakes_begin_with_the_most_confident():
@@ -103,11 +102,13 @@ def test_other_samples_cannot_be_compared():
 
 
 def test_answers_for_another_task_are_reported():
-    with pytest.raises(InputError, match=r"predictions/probe_linear\.parquet: has the label 'c', .*`dvc repro probe`"):
+    with pytest.raises(
+        InputError, match=r"predictions/probe_linear/test\.parquet: has the label 'c', .*`dvc repro probe`"
+    ):
         Predictions("probe_linear", table(("a", "c")), "ab")
     three = sure(table(("a", "b")), [0.5], "abc")
-    with pytest.raises(InputError, match=r"predictions/final_eval_validation\.parquet: .*`dvc repro final_eval`"):
-        Predictions("final_eval_validation", three, "ab")
+    with pytest.raises(InputError, match=r"predictions/final_eval/validation\.parquet: .*`dvc repro final_eval`"):
+        Predictions("final_eval", three, "ab", split="validation")
 
 
 def test_a_picture_of_mistakes_or_of_chosen_samples(predictions, beside_data):
@@ -124,7 +125,9 @@ def test_the_answers_in_the_working_tree(repository, monkeypatch):
     found = Predictions.load("final_eval")
     assert found.labels == load_task("car_badges").labels
     assert len(found.frame) == 2
-    with pytest.raises(InputError, match=r"predictions/final_eval_raw\.parquet: no such file; `dvc repro final_eval`"):
+    with pytest.raises(
+        InputError, match=r"predictions/final_eval_raw/test\.parquet: no such file; `dvc repro final_eval`"
+    ):
         Predictions.load("final_eval_raw")
 
 
@@ -140,11 +143,16 @@ def test_the_answers_at_another_revision(repository, monkeypatch):
         now.show()
     for name, revision, message in (
         ("final_eval", "no-such", r"no-such: git has no such commit, branch, tag or experiment"),
-        ("final_eval_raw", "HEAD", r"predictions/final_eval_raw\.parquet: there is no such file in HEAD"),
+        ("final_eval_raw", "HEAD", r"predictions/final_eval_raw/test\.parquet: there is no such file in HEAD"),
         (
             "structured_eval",
             "HEAD",
-            r"predictions/structured_eval\.parquet: is not in DVC's cache as of HEAD; `dvc pull`",
+            r"predictions/structured_eval/test\.parquet: is not in DVC's cache as of HEAD; `dvc pull`",
+        ),
+        (
+            "baseline_eval",
+            "HEAD",
+            r"predictions/baseline_eval/test\.parquet: is not in DVC's cache as of HEAD; `dvc pull`",
         ),
     ):
         with pytest.raises(InputError, match=message):
@@ -162,7 +170,7 @@ def test_answers_of_a_revision_that_do_not_fit(repository, monkeypatch):
 
     task.write_text("labels: [Audi]\n")
     commit()
-    with pytest.raises(InputError, match=r"final_eval\.parquet: .*'BMW', .* as of HEAD; name a revision") as error:
+    with pytest.raises(InputError, match=r"final_eval/test\.parquet: .*'BMW', .* as of HEAD; name a revision") as error:
         Predictions.load("final_eval", revision="HEAD")
     assert "dvc repro" not in str(error.value)
     task.write_text("prompt: {}\n")
@@ -197,30 +205,38 @@ def repository(tmp_path):
             subprocess.run(["git", *command], cwd=folder, check=True)
 
     def track(name, frame):
-        frame.assign(probabilities=None).to_parquet(folder / f"predictions/{name}.parquet")
-        return add(folder / f"predictions/{name}.parquet")
+        """Writes a folder of predictions as a stage does; returns its file in the cache, and the list of its files."""
+        file = folder / f"predictions/{name}/test.parquet"
+        file.parent.mkdir(exist_ok=True)
+        frame.assign(probabilities=None).to_parquet(file)
+        cached, md5 = cache(file.read_bytes())
+        listed, md5 = cache(json.dumps([{"md5": md5, "relpath": file.name}]).encode(), ".dir")
+        write_out(file.parent, md5)
+        return cached, listed
 
-    def add(path):
-        """As `dvc add` does; returns the file in the cache."""
-        md5 = hashlib.md5(path.read_bytes()).hexdigest()
-        text = f"outs:\n- {{md5: {md5}, size: {path.stat().st_size}, hash: md5, path: {path.name}}}\n"
-        path.with_name(f"{path.name}.dvc").write_text(text)
+    def cache(content, suffix=""):
+        md5 = hashlib.md5(content).hexdigest() + suffix
         cached = folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
         cached.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, cached)
-        return cached
+        cached.write_bytes(content)
+        return cached, md5
+
+    def write_out(path, md5):
+        """As `dvc add` does."""
+        path.with_name(f"{path.name}.dvc").write_text(f"outs:\n- {{md5: {md5}, hash: md5, path: {path.name}}}\n")
 
     split = folder / "data/test.parquet"
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     write_split(split, [(f"s{i}", picture.getvalue(), "Audi") for i in range(2)])
-    add(split)
+    write_out(split, cache(split.read_bytes())[1])
     split.unlink()
     task = folder / "configs/tasks/car_badges.yaml"
     text = task.read_text()
     task.write_text("labels: [Audi, BMW, Fiat]\n")
     track("final_eval", table(("Audi", "Audi"), ("BMW", "BMW")))
-    track("structured_eval", table(("Audi", "Audi"))).unlink()
+    for name, missing in (("structured_eval", 0), ("baseline_eval", 1)):
+        track(name, table(("Audi", "BMW")).assign(text=name))[missing].unlink()
     commit()
     task.write_text(text)
     track("final_eval", table(("Audi", "Audi"), ("BMW", "Audi")))

@@ -18,8 +18,8 @@ def write(tmp_path, monkeypatch):
     """write("final_eval", [[0.7, 0.2, 0.1], ...]) writes predictions; the truth is a, b, c, a, b, c, ..."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
-    Path("predictions").mkdir()
-    answers.write_sweep(Path("predictions/edge_sweep.parquet"), [])
+    Path("predictions/edge_eval").mkdir(parents=True)
+    answers.write_sweep(Path("predictions/edge_eval/sweep.parquet"), [])
     text = (ROOT / "params.yaml").read_text().replace("task: car_badges", "task: letters")
     Path("params.yaml").write_text(text)
     Path("configs/tasks/letters.yaml").write_text(
@@ -36,8 +36,9 @@ def write(tmp_path, monkeypatch):
                 "probabilities": probabilities,
             }
         )
-        frame.to_parquet(f"predictions/{name}.parquet")
-        Path(f"predictions/{name}.json").write_text(json.dumps(notes or {}))
+        Path("predictions", name).mkdir(exist_ok=True)
+        frame.to_parquet(f"predictions/{name}/test.parquet")
+        Path(f"predictions/{name}/test.json").write_text(json.dumps(notes or {}))
 
     return write
 
@@ -64,8 +65,10 @@ def test_changed_labels_are_told_apart_by_who_is_right(write, tmp_path):
 def test_the_sweep_follows_and_some_samples_are_enough(write):
     write("final_eval", FINAL)
     write("edge_eval", FINAL[:3], NOTES)
-    write("edge", FINAL, {"types": "F16+F16", "bytes": 5_000_000})
-    answers.write_sweep(Path("predictions/edge_sweep.parquet"), [Path("predictions")])
+    write("swept", FINAL, {"types": "F16+F16", "bytes": 5_000_000})
+    for file in Path("predictions/swept").iterdir():
+        file.rename(file.with_stem("edge"))
+    answers.write_sweep(Path("predictions/edge_eval/sweep.parquet"), [Path("predictions/swept")])
     table = edge.measure()
     assert table["types"].tolist() == ["Q4_0+Q8_0", "F16+F16"]
     assert table["samples"].tolist() == [3, 4]
@@ -75,8 +78,8 @@ def test_the_sweep_follows_and_some_samples_are_enough(write):
 
 def test_without_probabilities_in_final_eval_only_labels_are_compared(write):
     write("final_eval", FINAL)
-    frame = pd.read_parquet("predictions/final_eval.parquet").assign(probabilities=None)
-    frame.to_parquet("predictions/final_eval.parquet")
+    frame = pd.read_parquet("predictions/final_eval/test.parquet").assign(probabilities=None)
+    frame.to_parquet("predictions/final_eval/test.parquet")
     write("edge_eval", FINAL, NOTES)
     row = edge.measure().iloc[0]
     assert row["changed"] == 0 and np.isnan(row["largest_change"])

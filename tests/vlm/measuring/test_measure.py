@@ -21,21 +21,21 @@ def place(tmp_path, monkeypatch, data):
     shutil.copytree(ROOT / "models/tiny", tmp_path / "models/tiny")
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     (tmp_path / "data").mkdir()
-    (tmp_path / "predictions").mkdir()
     shutil.copyfile(data, tmp_path / "data/test.parquet")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def answered(name, frame, labels, certain=None, **found):
+def answered(name, frame, labels, certain=None, split="test", **found):
     """Writes predictions; `certain` is the confidence of each, None for raw answers."""
     if certain is not None:
         rest = (1 - np.array(certain))[:, None] / (len(labels) - 1)
         p = np.repeat(rest, len(labels), axis=1)
         p[np.arange(len(frame)), [labels.index(label) for label in frame["predicted"]]] = certain
         frame = frame.assign(probabilities=list(p))
-    frame.to_parquet(f"predictions/{name}.parquet")
-    Path(f"predictions/{name}.json").write_text(json.dumps(found))
+    Path("predictions", name).mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(f"predictions/{name}/{split}.parquet")
+    Path(f"predictions/{name}/{split}.json").write_text(json.dumps(found))
 
 
 def test_raw_answers(place, predictions):
@@ -64,7 +64,7 @@ def test_thresholds_are_chosen_on_validation_if_it_was_answered(place, data):
     certain = [0.9 if i % 4 else 0.4 for i in range(len(frame))]
     answered("final_eval", frame, task.labels, certain)
     assert "thresholds" not in measure("final_eval", task)
-    answered("final_eval_validation", frame, task.labels, certain)
+    answered("final_eval", frame, task.labels, certain, split="validation")
     values = measure("final_eval", task)
     details = json.loads(Path("plots/final_eval/details.json").read_text())
     assert [found["target"] for found in details["thresholds"]] == [0.95, 0.99]
@@ -79,9 +79,9 @@ def test_answers_to_validation_without_probabilities_give_no_thresholds(place, d
     task = load_params().task
     right = predictions_for(data, lambda i, label: label)
     answered("structured_eval", right, task.labels, [0.9] * len(right))
-    answered("structured_eval_validation", right, task.labels)
+    answered("structured_eval", right, task.labels, split="validation")
     assert "thresholds" not in measure("structured_eval", task)
-    answered("structured_eval_validation", right.iloc[:0], task.labels)
+    answered("structured_eval", right.iloc[:0], task.labels, split="validation")
     assert "thresholds" not in measure("structured_eval", task)
 
 
@@ -109,8 +109,9 @@ def of_prior(place, data):
     prior = {"method": "batch", "samples": 256, "strength": 1.0, "probabilities": [1 / len(labels)] * len(labels)}
 
     def write(**found):
-        frame.to_parquet("predictions/structured_eval.parquet")
-        Path("predictions/structured_eval.json").write_text(json.dumps({"prior": prior} | found))
+        Path("predictions/structured_eval").mkdir(parents=True)
+        frame.to_parquet("predictions/structured_eval/test.parquet")
+        Path("predictions/structured_eval/test.json").write_text(json.dumps({"prior": prior} | found))
 
     return write
 

@@ -212,7 +212,7 @@ def test_raw_answers_have_lenient_and_valid_and_structured_ones_have_probabiliti
 def test_no_answers_are_reported(task):
     empty = Predictions("final_eval", table(("Audi", "Audi")).iloc[:0], task.labels)
     with pytest.raises(
-        InputError, match=r"predictions/final_eval\.parquet: has no answers; is data/test\.parquet empty"
+        InputError, match=r"predictions/final_eval/test\.parquet: has no answers; is data/test\.parquet empty"
     ):
         metrics.of(empty, task, {})
 

@@ -72,8 +72,8 @@ def write_predictions(folder: Path, name: str, labels, samples: int, rng, accura
         "predicted": pa.array(predicted, pa.string()),
         "probabilities": pa.array(lists, pa.list_(pa.float64())),
     }
-    (folder / "predictions").mkdir(exist_ok=True)
-    pq.write_table(pa.table(columns), folder / f"predictions/{name}.parquet")
+    (folder / f"predictions/{name}").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), folder / f"predictions/{name}/test.parquet")
 
 
 def write_validation(folder: Path, name="final_eval", least=0.710345) -> None:
@@ -88,7 +88,7 @@ def write_validation(folder: Path, name="final_eval", least=0.710345) -> None:
         "predicted": pa.array([LABELS[0]] * len(confidences), pa.string()),
         "probabilities": pa.array([[p, *others] for p, others in zip(confidences, rest, strict=True)]),
     }
-    pq.write_table(pa.table(columns), folder / f"predictions/{name}_validation.parquet")
+    pq.write_table(pa.table(columns), folder / f"predictions/{name}/validation.parquet")
 
 
 SUSPECTS = """\

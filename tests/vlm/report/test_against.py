@@ -75,7 +75,7 @@ def lock(of, **stages):
         stage: {
             "params": {"params.yaml": {"model": model, "task": "invented"}},
             "deps": [{"path": path, "md5": md5} for path, md5 in deps.items()],
-            "outs": [{"path": f"predictions/{stage}.parquet", "md5": f"{of}"}],
+            "outs": [{"path": f"predictions/{stage}", "md5": f"{of}"}],
         }
         for stage, (model, deps) in stages.items()
     }
@@ -99,7 +99,7 @@ def test_what_ran_with_another_model_there_is_left_out(there, opened):
 
 def test_files_that_differ(there, opened):
     task, decisions = "configs/tasks/invented.yaml", "configs/decisions"
-    ours = {task: "1", decisions: "2.dir", "vlm/data": "3.dir", "vlm/evaluation": "4.dir", "predictions/x.parquet": "5"}
+    ours = {task: "1", decisions: "2.dir", "vlm/data": "3.dir", "vlm/evaluation": "4.dir", "predictions/x": "5"}
     lock(Path(), prepare=("tiny", ours), probe=("tiny", {task: "1"}))
     lock(there, prepare=("tiny", ours), final_eval=("tiny", {"vlm/evaluation": "7.dir"}))
     assert compare()["inputs"] == []

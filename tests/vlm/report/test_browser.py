@@ -33,7 +33,7 @@ def report(folder):
 
 @pytest.fixture
 def frame(folder):
-    return pd.read_parquet(folder / "predictions/final_eval.parquet")
+    return pd.read_parquet(folder / "predictions/final_eval/test.parquet")
 
 
 def tiles(opened):
@@ -97,7 +97,7 @@ def test_filters_combine_and_are_in_the_address(report, open_page, frame):
 
 
 def test_what_fine_tuning_fixed_and_broke(report, open_page, folder, frame):
-    before = pd.read_parquet(folder / "predictions/structured_eval.parquet")
+    before = pd.read_parquet(folder / "predictions/structured_eval/test.parquet")
     was_right, is_right = (one["label"] == one["predicted"] for one in (before, frame))
     for change, expected in (("fixed", ~was_right & is_right), ("broken", was_right & ~is_right)):
         opened = open_page(report, f"#view=gallery&change={change}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -45,8 +46,8 @@ def test_equal_results_give_equal_reports(folder):
 
 def test_one_evaluation_is_enough(folder):
     for path in (folder / "predictions").iterdir():
-        if path.stem != "structured_eval":
-            path.unlink()
+        if path.name != "structured_eval":
+            shutil.rmtree(path)
     assert str(write(folder)).startswith("12 samples, 1 measurement, ")
     data = data_of(folder)
     assert data["lead"] == "structured_eval"
@@ -54,7 +55,7 @@ def test_one_evaluation_is_enough(folder):
 
 
 def test_answers_before_the_label_prior_was_corrected_are_a_model_of_their_own(folder):
-    path = folder / "predictions/structured_eval.parquet"
+    path = folder / "predictions/structured_eval/test.parquet"
     frame = pd.read_parquet(path)
     # The model's own probabilities are highest for the first label, whatever it sees.
     frame["plain_probabilities"] = [[0.8, *[0.2 / (len(p) - 1)] * (len(p) - 1)] for p in frame["probabilities"]]
@@ -81,7 +82,7 @@ def test_the_data_of_a_model(folder):
     assert all(top[0] == answer for top, answer in zip(tuned["top"], tuned["predicted"], strict=True))
     assert [top[1] for top in tuned["top"]] == pytest.approx(tuned["confidence"], abs=6e-5)
     # as precise as the thresholds that they are compared with
-    best = [max(p) for p in pd.read_parquet("predictions/final_eval.parquet")["probabilities"]]
+    best = [max(p) for p in pd.read_parquet("predictions/final_eval/test.parquet")["probabilities"]]
     assert tuned["confidence"] == [round(float(p), 6) for p in best]
 
 
@@ -94,15 +95,16 @@ def test_a_folder_with_something_else_is_left_alone(folder):
 
 
 def test_nothing_to_report(folder):
-    for path in (folder / "predictions").iterdir():
-        path.unlink()
+    shutil.rmtree(folder / "predictions")
     with pytest.raises(InputError, match="predictions/: there are none to report; `dvc repro` makes them"):
         write(folder)
 
 
 def test_predictions_of_other_samples(folder):
     invented.write_predictions(folder, "final_eval", invented.LABELS, 11, invented.np.random.default_rng(0))
-    with pytest.raises(InputError, match=r"predictions/final_eval.parquet: is of other samples than data/test.parquet"):
+    with pytest.raises(
+        InputError, match=r"predictions/final_eval/test.parquet: is of other samples than data/test.parquet"
+    ):
         write(folder)
     assert not (folder / "reports").exists()
 
@@ -179,7 +181,7 @@ def test_thresholds_are_those_of_the_predictions(folder):
         write(folder)
         thresholds = data_of(folder)["thresholds"]
         assert [*thresholds] == ["final_eval"]
-        confidence = pd.read_parquet("predictions/final_eval.parquet")["probabilities"].map(max)
+        confidence = pd.read_parquet("predictions/final_eval/test.parquet")["probabilities"].map(max)
         reached, unreached = thresholds["final_eval"]
         assert (reached["target"], reached["threshold"]) == (0.95, least)
         assert reached["coverage"] == pytest.approx((confidence >= least).mean())
