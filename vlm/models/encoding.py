@@ -1,12 +1,13 @@
 """Turns pictures into a model's inputs, with the task's question about each of them."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from vlm.config.task import Task
-from vlm.models import chat
+from vlm.models import chat, patches
 
 if TYPE_CHECKING:
     import torch
@@ -14,107 +15,69 @@ if TYPE_CHECKING:
 
 # What a processor returns for the text; all else that it returns is for the pictures.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_PIXELS, _PATCH_MASK = "pixel_values", "pixel_attention_mask"
-# Bytes of the given pictures, as float32, that go through the processor at once: about as much as a CPU's cache holds
-_PART = 16 * 2**20
+_SIZES = 4096  # of pictures, whose prompts are remembered
 
 
 def encode(
     processor: "ProcessorMixin",
     task: Task,
-    images: "Sequence[Image.Image | torch.Tensor]",
+    images: "Sequence[Image.Image]",
     dtype: "torch.dtype | None" = None,
     compact: bool = False,
 ) -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU.
 
-    `images` has at least one. Pixels are in `dtype`, by default the processor's. Pictures go through the processor a
-    few at a time, which does not change the result: for a large batch the processor's intermediate values are several
-    times as large as the pixels, and moving them to and from memory takes longer than computing them
-    (benchmarks/feed.py).
-
-    LFM2-VL's processor pads every picture or tile to the largest number of patches, 1,024 in the published models.
-    `compact` leaves out patches that are padding in the whole batch, so that small pictures cost the vision tower less.
-    It masks padding, so its features stay the same.
+    `images` are RGB, at least one. Pixels are in `dtype`, by default the processor's. LFM2-VL's processor pads every
+    picture or tile to the largest number of patches, 1,024 in the published models. `compact` leaves out patches that
+    are padding in the whole batch, so that small pictures cost the vision tower less. It masks padding, so its features
+    stay the same.
     """
+    from transformers import BatchFeature
+
     prompt = chat.prompt(processor, task)
+    pictures = patches.of(processor)
+    if pictures:
+        settings = tuple(pictures.settings.values())
+        texts = [_text(processor, settings, prompt, image.size) for image in images]
+        return BatchFeature(_padded(texts, processor.tokenizer.pad_token_id) | pictures(images, dtype, compact))
+    inputs = _by_processor(processor, prompt, images)
+    return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
 
-    def asked(some: "Sequence[Image.Image | torch.Tensor]") -> "BatchFeature":
-        inputs = processor(
-            images=[[image] for image in some],
-            text=[prompt] * len(some),
-            padding=True,
-            add_special_tokens=False,  # the chat template has written them
-            return_tensors="pt",
-        )
-        if compact:
-            _leave_out_padding(inputs)
-        return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
 
-    values = max(
-        3 * image.width * image.height if isinstance(image, Image.Image) else image.numel() for image in images
+def _by_processor(
+    processor: "ProcessorMixin", prompt: str, images: "Sequence[Image.Image | torch.Tensor]"
+) -> "BatchFeature":
+    return processor(
+        images=[[image] for image in images],
+        text=[prompt] * len(images),
+        padding=True,
+        add_special_tokens=False,  # the chat template has written them
+        return_tensors="pt",
     )
-    at_once = max(1, _PART // (4 * values))
-    parts: list[BatchFeature] = []
-    for start in range(0, len(images), at_once):
-        parts.append(asked(images[start : start + at_once]))
-        if not _can_be_joined(parts[0], parts[-1]):
-            return asked(images)
-    return _joined(parts, processor.tokenizer.pad_token_id)
 
 
-def _has_patches(inputs: "BatchFeature") -> bool:
-    """Whether pixels are (tiles, patches, values) with a mask (tiles, patches), as those of LFM2-VL (SigLIP 2)."""
-    mask = inputs.get(_PATCH_MASK)
-    return mask is not None and mask.dim() == 2 and mask.shape == inputs[_PIXELS].shape[:2]
+@lru_cache(_SIZES)
+def _text(
+    processor: "ProcessorMixin", settings: tuple, prompt: str, size: tuple[int, int]
+) -> "dict[str, torch.Tensor]":
+    """The inputs of one row for the text. They depend on the picture's size and the processor's `settings`."""
+    inputs = _blank(processor, prompt, size)
+    return {name: inputs[name][0] for name in TEXT_INPUTS if name in inputs}
 
 
-def _leave_out_padding(inputs: "BatchFeature") -> None:
-    if _has_patches(inputs):
-        most = int(inputs[_PATCH_MASK].sum(1).max())  # padding comes last
-        inputs.update({name: inputs[name][:, :most].contiguous() for name in (_PIXELS, _PATCH_MASK)})
+def _padded(texts: "Sequence[Mapping[str, torch.Tensor]]", pad_token: int) -> "dict[str, torch.Tensor]":
+    """The rows in one batch, padded on the left."""
+    from torch.nn.utils.rnn import pad_sequence
 
-
-def _padded_sides(inputs: "BatchFeature") -> dict[str, str]:
-    """The side on which parts of a batch are padded to the same number of columns, by name of the input."""
-    sides = {name: "left" for name in inputs.keys() & set(TEXT_INPUTS)}
-    return sides | ({_PIXELS: "right", _PATCH_MASK: "right"} if _has_patches(inputs) else {})
-
-
-def _can_be_joined(first: "BatchFeature", other: "BatchFeature") -> bool:
-    """False if the parts' pixels differ in shape in a way that only the processor knows how to deal with."""
-    sides = _padded_sides(first)
-    fixed = {name: 2 if name in sides else 1 for name in first}  # the first dimension that has to be the same
-    return all(first[name].shape[start:] == other[name].shape[start:] for name, start in fixed.items())
-
-
-def _joined(parts: "Sequence[BatchFeature]", pad_token: int) -> "BatchFeature":
-    """The inputs of all pictures in one batch."""
-    import torch
-
-    if len(parts) == 1:
-        return parts[0]
-    sides, joined = _padded_sides(parts[0]), {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        if name in sides:
-            most = max(value.shape[1] for value in values)
-            filler = pad_token if name == "input_ids" else 0
-            values = [_padded(value, most, sides[name], filler) for value in values]
-        joined[name] = torch.cat(values)
-    parts[0].update(joined)
-    return parts[0]
-
-
-def _padded(value: "torch.Tensor", length: int, side: str, filler: int) -> "torch.Tensor":
-    """`value`, (rows, columns, ...), with `length` columns."""
-    import torch
-
-    missing = length - value.shape[1]
-    if not missing:
-        return value
-    filling = value.new_full((len(value), missing, *value.shape[2:]), filler)
-    return torch.cat([filling, value] if side == "left" else [value, filling], dim=1)
+    return {
+        name: pad_sequence(
+            [text[name] for text in texts],
+            batch_first=True,
+            padding_value=pad_token if name == "input_ids" else 0,
+            padding_side="left",
+        )
+        for name in texts[0]
+    }
 
 
 def blank(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> "BatchFeature":
@@ -122,16 +85,20 @@ def blank(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> "Ba
 
     The others depend on nothing but the picture's size.
     """
+    return _blank(processor, chat.prompt(processor, task), size)
+
+
+def _blank(processor: "ProcessorMixin", prompt: str, size: tuple[int, int]) -> "BatchFeature":
     import torch
 
     # A tensor without content, which torchvision's functions resize in no time
     picture = torch.empty(3, size[1], size[0], dtype=torch.uint8, device="meta")
     try:
-        inputs = encode(processor, task, [picture])
+        inputs = _by_processor(processor, prompt, [picture])
     except Exception:  # an image processor that reads pixels; which exception it raises depends on the model
         inputs = None
     if inputs is None or any(value.is_meta for name, value in inputs.items() if name != "pixel_values"):
-        inputs = encode(processor, task, [Image.new("RGB", size)])
+        inputs = _by_processor(processor, prompt, [Image.new("RGB", size)])
     return inputs
 
 

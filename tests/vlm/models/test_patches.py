@@ -1,0 +1,58 @@
+import pytest
+import torch
+from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
+
+from tests.vlm.models.test_encoding import pictures
+from vlm.models import patches
+
+
+class Holder:
+    """What `patches.of` needs of a processor."""
+
+    def __init__(self, **settings):
+        self.image_processor = Lfm2VlImageProcessor(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},  # those of the real checkpoints
+        {"do_image_splitting": False},
+        {"use_thumbnail": False},
+        {"max_image_tokens": 64, "min_image_tokens": 16, "max_tiles": 4},
+        {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]},
+        {"encoder_patch_size": 14, "tile_size": 448},
+        {"rescale_factor": 1 / 127.5},
+    ],
+)
+def test_they_are_those_of_the_processor_in_any_size(settings):
+    processor = Holder(**settings)
+    given = pictures((31, 200), (512, 512), (900, 60), (1024, 768), (640, 1500), (1, 1))
+    expected = processor.image_processor([[image] for image in given], return_tensors="pt")
+    found = patches.of(processor)(given)
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
+    short = patches.of(processor)(given[:1], torch.bfloat16, compact=True)["pixel_values"]
+    assert short.shape[1] < expected["pixel_values"].shape[1]
+    assert torch.equal(short[0], expected["pixel_values"][0, : short.shape[1]].to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("settings", [{"do_normalize": False}, {"do_rescale": False}, {"do_pad": False}])
+def test_settings_with_which_they_would_be_others_are_left_to_the_processor(settings):
+    assert patches.of(Holder(**settings)) is None
+
+
+def test_another_version_of_the_processor_is_left_to_itself(monkeypatch):
+    original = Lfm2VlImageProcessor.rescale_and_normalize
+
+    def changed(self, images, *rest):
+        return original(self, images, *rest) * 1.0001
+
+    monkeypatch.setattr(Lfm2VlImageProcessor, "rescale_and_normalize", changed)
+    assert patches.of(Holder()) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(Lfm2VlImageProcessor, "resize_and_split", None)
+    assert patches.of(Holder()) is None
+    monkeypatch.undo()
+    assert patches.of(Holder()) is not None

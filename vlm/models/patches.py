@@ -1,0 +1,117 @@
+"""LFM2-VL's pictures as patches: the same bytes as by transformers' processor, in less than half of its time.
+
+The sizes and the resizing are the processor's own. What it takes its time for comes after that: it gathers the values
+of a patch one by one, because it keeps colours apart, and it copies all of them, as 32-bit numbers, four times. Here a
+picture's rows stay as they were decoded, and a patch's values are written once (benchmarks/feed.py measures both).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import ProcessorMixin
+
+# Settings of the image processor that `resize_and_split` takes
+_SETTINGS = (
+    *("downsample_factor", "min_tiles", "max_tiles", "use_thumbnail", "min_image_tokens", "max_image_tokens"),
+    *("encoder_patch_size", "tile_size", "max_pixels_tolerance", "resample"),
+)
+# Width and height of the pictures on which the two are compared: enlarged, as it is, and cut into tiles
+_TRIED = ((70, 40), (320, 256), (1100, 720))
+
+
+class Patches:
+    """Does the work of one image processor of LFM2-VL."""
+
+    def __init__(self, image_processor: Any) -> None:
+        import torch
+
+        self._image_processor = image_processor
+        self._size = image_processor.encoder_patch_size
+        colours = [torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)]
+        # As transformers does it: bytes minus the mean, divided by the standard deviation, both as bytes
+        self._mean, self._std = (
+            (colour * (1.0 / image_processor.rescale_factor)).repeat(self._size**2) for colour in colours
+        )
+
+    def __call__(
+        self, images: Sequence[Image.Image], dtype: "torch.dtype | None" = None, compact: bool = False
+    ) -> "dict[str, torch.Tensor]":
+        """The inputs of the vision tower for RGB pictures, with pixels in `dtype` (by default float32).
+
+        pixel_values (tiles, patches, values of a patch), pixel_attention_mask (tiles, patches), and spatial_shapes
+        (tiles, 2), the rows and columns of patches. Tiles have as many patches as the processor allows at most, or,
+        with `compact`, as the largest of them; what a tile lacks is 0 and masked.
+        """
+        import torch
+
+        tiles = [tile for image in images for tile in self._tiles(image)]
+        shapes = [(tile.shape[1] // self._size, tile.shape[2] // self._size) for tile in tiles]
+        counts = [rows * columns for rows, columns in shapes]
+        most = max(counts) if compact else self._most_patches()
+        pixels = torch.empty(len(tiles), most, len(self._mean), dtype=dtype or torch.float32)
+        mask = torch.zeros(len(tiles), most, dtype=torch.int32)
+        for number, (tile, count) in enumerate(zip(tiles, counts, strict=True)):
+            pixels[number, :count] = self._patches(tile).to(torch.float32).sub_(self._mean).div_(self._std)
+            pixels[number, count:] = 0
+            mask[number, :count] = 1
+        return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that determine the sizes and the number of tiles."""
+        found = {name: getattr(self._image_processor, name) for name in _SETTINGS}
+        return found if self._image_processor.do_image_splitting else found | {"min_tiles": 1, "max_tiles": 1}
+
+    def _tiles(self, image: Image.Image) -> "list[torch.Tensor]":
+        """The picture in the sizes that the vision tower sees: (3, height, width) each, as bytes."""
+        import torch
+
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        (tiles,), *_ = self._image_processor.resize_and_split(pixels[None], **self.settings)
+        return tiles
+
+    def _patches(self, tile: "torch.Tensor") -> "torch.Tensor":
+        """The patches of a tile from left to right and from top to bottom: (patches, values)."""
+        colours, height, width = tile.shape
+        size = self._size
+        rows = tile.permute(1, 2, 0).reshape(height // size, size, width // size, size * colours)
+        return rows.transpose(1, 2).reshape(-1, size * size * colours)
+
+    def _most_patches(self) -> int:
+        settings = self.settings
+        splits = settings["max_tiles"] > 1
+        most = settings["max_image_tokens"] * settings["downsample_factor"] ** 2
+        return max(most, (settings["tile_size"] // self._size) ** 2) if splits else most
+
+
+def of(processor: "ProcessorMixin") -> Patches | None:
+    """Patches for this processor; None if it is not LFM2-VL's, or if its results are not reproduced exactly.
+
+    The comparison protects from other versions of transformers and from settings that nobody has thought of. It is made
+    once for each image processor.
+    """
+    return _tried(processor.image_processor)
+
+
+@lru_cache(8)
+def _tried(image_processor: Any) -> Patches | None:
+    import torch
+
+    if type(image_processor).__name__ != "Lfm2VlImageProcessor":
+        return None
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in _TRIED]
+    try:
+        expected = image_processor([[image] for image in images], return_tensors="pt")
+        made = Patches(image_processor)
+        found = made(images)
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # settings or a version with which it is different
+        return None
+    same = expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in found)
+    return made if same else None
