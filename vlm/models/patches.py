@@ -1,8 +1,8 @@
 """LFM2-VL's pictures as patches: the same bytes as by transformers' processor, in less than half of its time.
 
-The sizes and the resizing are the processor's own. What it takes its time for comes after that: it gathers the values
-of a patch one by one, because it keeps colours apart, and it copies all of them, as 32-bit numbers, four times. Here a
-picture's rows stay as they were decoded, and a patch's values are written once (benchmarks/feed.py measures both).
+The sizes and the resizing are the processor's own. Most of its time goes elsewhere: it keeps the colours apart, so that
+it has to gather the values of a patch one by one, and it copies them four times as 32-bit numbers. Here a picture's
+rows stay as they were decoded, and the values of a patch are written once (benchmarks/feed.py measures both).
 """
 
 from collections.abc import Sequence
@@ -84,10 +84,9 @@ class Patches:
         return rows.transpose(1, 2).reshape(-1, size * size * colours)
 
     def _most_patches(self) -> int:
-        settings = self.settings
-        splits = settings["max_tiles"] > 1
-        most = settings["max_image_tokens"] * settings["downsample_factor"] ** 2
-        return max(most, (settings["tile_size"] // self._size) ** 2) if splits else most
+        made_by = self._image_processor
+        most = made_by.max_image_tokens * made_by.downsample_factor**2
+        return max(most, (made_by.tile_size // self._size) ** 2) if made_by.do_image_splitting else most
 
 
 def of(processor: "ProcessorMixin") -> Patches | None:

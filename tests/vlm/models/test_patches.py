@@ -19,6 +19,7 @@ class Holder:
         {},  # those of the real checkpoints
         {"do_image_splitting": False},
         {"use_thumbnail": False},
+        {"min_tiles": 1, "max_tiles": 1, "max_image_tokens": 128},
         {"max_image_tokens": 64, "min_image_tokens": 16, "max_tiles": 4},
         {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]},
         {"encoder_patch_size": 14, "tile_size": 448},
