@@ -16,7 +16,7 @@ KINDS = {
     "dark": ("dark picture", "dark pictures"),
     "odd_size": ("picture of an odd size", "pictures of an odd size"),
 }
-_COLUMNS = ["rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason", "decided"]
+COLUMNS = ["rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason", "decided"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def write(path: Path, suspects: Iterable[Suspect]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow(COLUMNS)
         for rank, suspect in enumerate(suspects, 1):
             sample = suspect.sample
             score = f"{suspect.score:.4f}"

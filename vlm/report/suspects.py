@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm.audit.suspects import COLUMNS
 from vlm.config.errors import InputError
 from vlm.data import dataset
 
 FILE = Path("plots", "audit", "suspects.csv")
 FIRST = 1000  # rows in the page, besides all rows of the test split, which the gallery marks; the file has all
-_COLUMNS = ("rank", "id", "split", "kind", "score", "label", "suggestion", "other", "reason", "decided")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def load() -> Suspects | None:
         return None
     with FILE.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise InputError(f"{FILE}: has no column {missing[0]!r}; `dvc repro -f audit` writes it again")
         listed = list(reader)
@@ -55,7 +55,7 @@ def load() -> Suspects | None:
     for row in [*listed[:FIRST], *(row for row in listed[FIRST:] if row["split"] == "test")]:
         other_split, _, other = row["other"].partition("/")
         rows.append(
-            {column: row[column] for column in _COLUMNS}
+            {column: row[column] for column in COLUMNS}
             | {"rank": int(row["rank"]), "score": float(row["score"]), "row": row_of(row["split"], row["id"])}
             | {"other_split": other_split, "other_row": row_of(other_split, other) if other else -1}
         )
