@@ -98,6 +98,13 @@ def test_the_export_takes_nothing_but_the_settings_of_an_evaluation():
     assert {path for path in dependencies("export") if of_test(path)} == {"predictions/final_eval/test.json"}
 
 
+def test_another_setting_of_an_evaluation_changes_few_dependencies():
+    """`dvc exp show --only-changed` has a column of 36 characters for each dependency whose content differs."""
+    behind = [stage for stage in STAGES if stage == "structured_eval" or "structured_eval" in before(stage)]
+    written, needed = set().union(*map(outputs, behind)), set().union(*map(dependencies, STAGES))
+    assert written & needed == {"predictions/structured_eval", "metrics/audit.json"}
+
+
 def test_the_packages_that_name_the_test_split_have_a_reason_to():
     files = (ROOT / "vlm").rglob("*.py")
     naming = re.compile(r"test\.parquet|\{split\}\.parquet|\bTEST\b")
