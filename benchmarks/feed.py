@@ -28,15 +28,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 BATCH = 32
 H100 = 600  # pictures of one tile per second
-# Pictures, width, height, whether large ones are cut into tiles
+# Pictures, width, height, whether large ones are cut into tiles; of MIXED, every file has its own width and height
+MIXED = "mixed, about 512 x 512"
 SIZES = {
     "224 x 224": (16384, 224, 224, True),
     "512 x 512": (8192, 512, 512, True),
+    MIXED: (4096, 512, 512, True),
     "1024 x 768": (4096, 1024, 768, False),
     "1024 x 768, tiles": (1024, 1024, 768, True),
 }
@@ -60,8 +63,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size, (count, width, height, _) in SIZES.items():
-            split = Path(folder) / f"{width}x{height}.parquet"
-            write_pictures(split, count, width, height)
+            split = Path(folder) / f"{size}.parquet"
+            write_pictures(split, count, width, height, mixed=size == MIXED)
             runs: dict[tuple[str, int], list[dict]] = {case: [] for case in CASES}
             for _ in range(ROUNDS):  # all cases in each, so that a slow phase of the host affects all of them
                 for case, cores in CASES:
@@ -79,8 +82,8 @@ def main() -> None:
     Path("benchmarks/feed.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def write_pictures(path: Path, count: int, width: int, height: int) -> None:
-    """A split of JPEG files with about as much detail as a photo, 32 different ones."""
+def write_pictures(path: Path, count: int, width: int, height: int, mixed: bool) -> None:
+    """A split of JPEG files with about as much detail as a photo, 64 different ones; `mixed`: of different sizes."""
     import numpy as np
     from PIL import Image
 
@@ -88,10 +91,11 @@ def write_pictures(path: Path, count: int, width: int, height: int) -> None:
 
     rng = np.random.default_rng(0)
     files = []
-    for _ in range(32):
+    for _ in range(64):
+        size = [int(side * rng.uniform(0.75, 1.25)) for side in (width, height)] if mixed else (width, height)
         coarse = Image.fromarray(rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8))
         file = io.BytesIO()
-        coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         files.append(file.getvalue())
     dataset.write(path, (dataset.Row(str(row), files[row % len(files)], "Audi") for row in range(count)))
 
@@ -151,18 +155,21 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
+@cache
+def sizes(image_processor, width: int, height: int) -> list[list[int]]:
+    """The height and width of a picture when it is whole and, if it is cut, of all its tiles together."""
+    found = image_processor([picture(width, height)], return_row_col_info=True)
+    (rows, columns), (whole,) = (found["image_rows"][0], found["image_cols"][0]), found["image_sizes"]
+    tile = image_processor.tile_size
+    return [list(map(int, whole))] + [[int(rows) * tile, int(columns) * tile]] * (rows * columns > 1)
+
+
 def bare(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
     from torchvision.transforms.v2 import functional
 
     from vlm.data import dataset
     from vlm.evaluation.batching import decoded
 
-    first = processor.image_processor([decoded(dataset.Reader(split).rows([0])[0].image)], return_row_col_info=True)
-    (grid_height, grid_width), (thumbnail,) = (first["image_rows"][0], first["image_cols"][0]), first["image_sizes"]
-    tile = processor.image_processor.tile_size
-    targets = [list(map(int, thumbnail))]
-    if grid_height * grid_width > 1:
-        targets.append([int(grid_height) * tile, int(grid_width) * tile])
     if cores > 1:
         with multiprocessing.get_context("fork").Pool(cores) as pool:
             of_each = [(split, processor, params, rows[start::cores], 1, sleep) for start in range(cores)]
@@ -171,9 +178,10 @@ def bare(split: str, processor, params, rows: range, cores: int, sleep: float) -
             pool.join()  # so that their CPU time counts
         return
     for row in dataset.Reader(split).rows(rows):
-        image = functional.pil_to_tensor(decoded(row.image))
-        for target in targets:
-            resized = functional.resize(image, target, antialias=True)
+        image = decoded(row.image)
+        pixels = functional.pil_to_tensor(image)
+        for size in sizes(processor.image_processor, *image.size):
+            resized = functional.resize(pixels, size, antialias=True)
             functional.normalize(resized.float() / 255, [0.5] * 3, [0.5] * 3)
 
 

@@ -1,8 +1,8 @@
 """Turns pictures into a model's inputs, with the task's question about each of them."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from PIL import Image
 
@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 
 # What a processor returns for the text; all else that it returns is for the pictures.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_SIZES = 4096  # of pictures, whose prompts are remembered
+_PIXELS, _PATCH_MASK = "pixel_values", "pixel_attention_mask"
+# Bytes of the given pictures, as float32, that go through the processor at once: about as much as a CPU's cache holds
+_PART = 16 * 2**20
+
+# By processor, and by all that the text's tokens depend on with LFM2-VL: its settings, the prompt, the picture's layout
+_texts: "WeakKeyDictionary[ProcessorMixin, dict[Any, dict[str, torch.Tensor]]]" = WeakKeyDictionary()
 
 
 def encode(
     processor: "ProcessorMixin",
     task: Task,
-    images: "Sequence[Image.Image]",
+    images: Sequence[Image.Image],
     dtype: "torch.dtype | None" = None,
     compact: bool = False,
 ) -> "BatchFeature":
@@ -35,37 +40,33 @@ def encode(
     from transformers import BatchFeature
 
     prompt = chat.prompt(processor, task)
-    pictures = patches.of(processor)
-    if pictures:
-        settings = tuple(pictures.settings.values())
-        texts = [_text(processor, settings, prompt, image.size) for image in images]
-        return BatchFeature(_padded(texts, processor.tokenizer.pad_token_id) | pictures(images, dtype, compact))
-    inputs = _by_processor(processor, prompt, images)
-    return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
+    made = patches.of(processor)
+    if made is None:
+        return _in_parts(processor, prompt, images, dtype, compact)
+    pictures, layouts = made(images, dtype, compact)
+    known = _texts.setdefault(processor, {})
+    settings = tuple(made.settings.values())
+    keys = [(settings, prompt, layout) for layout in layouts]
+    for key, image in zip(keys, images, strict=True):
+        if key not in known:
+            inputs = _blank(processor, prompt, image.size)
+            known[key] = {name: inputs[name][0] for name in TEXT_INPUTS if name in inputs}
+    return BatchFeature(_padded_texts([known[key] for key in keys], processor.tokenizer.pad_token_id) | pictures)
 
 
 def _by_processor(
-    processor: "ProcessorMixin", prompt: str, images: "Sequence[Image.Image | torch.Tensor]"
+    processor: "ProcessorMixin", prompt: str, images: "Sequence[Image.Image | torch.Tensor]", padding: bool = True
 ) -> "BatchFeature":
     return processor(
         images=[[image] for image in images],
         text=[prompt] * len(images),
-        padding=True,
+        padding=padding,
         add_special_tokens=False,  # the chat template has written them
         return_tensors="pt",
     )
 
 
-@lru_cache(_SIZES)
-def _text(
-    processor: "ProcessorMixin", settings: tuple, prompt: str, size: tuple[int, int]
-) -> "dict[str, torch.Tensor]":
-    """The inputs of one row for the text. They depend on the picture's size and the processor's `settings`."""
-    inputs = _blank(processor, prompt, size)
-    return {name: inputs[name][0] for name in TEXT_INPUTS if name in inputs}
-
-
-def _padded(texts: "Sequence[Mapping[str, torch.Tensor]]", pad_token: int) -> "dict[str, torch.Tensor]":
+def _padded_texts(texts: "Sequence[Mapping[str, torch.Tensor]]", pad_token: int) -> "dict[str, torch.Tensor]":
     """The rows in one batch, padded on the left."""
     from torch.nn.utils.rnn import pad_sequence
 
@@ -78,6 +79,88 @@ def _padded(texts: "Sequence[Mapping[str, torch.Tensor]]", pad_token: int) -> "d
         )
         for name in texts[0]
     }
+
+
+def _in_parts(
+    processor: "ProcessorMixin",
+    prompt: str,
+    images: Sequence[Image.Image],
+    dtype: "torch.dtype | None",
+    compact: bool,
+) -> "BatchFeature":
+    """The processor's results for a few pictures at a time, joined: the same as for all at once.
+
+    For a large batch the processor's intermediate values are several times as large as the pixels, and moving them to
+    and from memory takes longer than computing them.
+    """
+
+    def asked(some: Sequence[Image.Image]) -> "BatchFeature":
+        inputs = _by_processor(processor, prompt, some)
+        if compact:
+            _leave_out_padding(inputs)
+        return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
+
+    at_once = max(1, _PART // (4 * 3 * max(image.width * image.height for image in images)))
+    parts: list[BatchFeature] = []
+    for start in range(0, len(images), at_once):
+        parts.append(asked(images[start : start + at_once]))
+        if not _can_be_joined(parts[0], parts[-1]):
+            return asked(images)
+    return _joined(parts, processor.tokenizer.pad_token_id)
+
+
+def _has_patches(inputs: "BatchFeature") -> bool:
+    """Whether pixels are (tiles, patches, values) with a mask (tiles, patches), as those of LFM2-VL (SigLIP 2)."""
+    mask = inputs.get(_PATCH_MASK)
+    return mask is not None and mask.dim() == 2 and mask.shape == inputs[_PIXELS].shape[:2]
+
+
+def _leave_out_padding(inputs: "BatchFeature") -> None:
+    if _has_patches(inputs):
+        most = int(inputs[_PATCH_MASK].sum(1).max())  # padding comes last
+        inputs.update({name: inputs[name][:, :most].contiguous() for name in (_PIXELS, _PATCH_MASK)})
+
+
+def _padded_sides(inputs: "BatchFeature") -> dict[str, str]:
+    """The side on which parts of a batch are padded to the same number of columns, by name of the input."""
+    sides = {name: "left" for name in inputs.keys() & set(TEXT_INPUTS)}
+    return sides | ({_PIXELS: "right", _PATCH_MASK: "right"} if _has_patches(inputs) else {})
+
+
+def _can_be_joined(first: "BatchFeature", other: "BatchFeature") -> bool:
+    """False if the parts' pixels differ in shape in a way that only the processor knows how to deal with."""
+    sides = _padded_sides(first)
+    fixed = {name: 2 if name in sides else 1 for name in first}  # the first dimension that has to be the same
+    return all(first[name].shape[start:] == other[name].shape[start:] for name, start in fixed.items())
+
+
+def _joined(parts: "Sequence[BatchFeature]", pad_token: int) -> "BatchFeature":
+    """The inputs of all pictures in one batch."""
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    sides, joined = _padded_sides(parts[0]), {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if name in sides:
+            most = max(value.shape[1] for value in values)
+            filler = pad_token if name == "input_ids" else 0
+            values = [_padded(value, most, sides[name], filler) for value in values]
+        joined[name] = torch.cat(values)
+    parts[0].update(joined)
+    return parts[0]
+
+
+def _padded(value: "torch.Tensor", length: int, side: str, filler: int) -> "torch.Tensor":
+    """`value`, (rows, columns, ...), with `length` columns."""
+    import torch
+
+    missing = length - value.shape[1]
+    if not missing:
+        return value
+    filling = value.new_full((len(value), missing, *value.shape[2:]), filler)
+    return torch.cat([filling, value] if side == "left" else [value, filling], dim=1)
 
 
 def blank(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> "BatchFeature":
@@ -94,11 +177,12 @@ def _blank(processor: "ProcessorMixin", prompt: str, size: tuple[int, int]) -> "
     # A tensor without content, which torchvision's functions resize in no time
     picture = torch.empty(3, size[1], size[0], dtype=torch.uint8, device="meta")
     try:
-        inputs = _by_processor(processor, prompt, [picture])
+        # A tokenizer remembers whether its last call padded, and is saved with that.
+        inputs = _by_processor(processor, prompt, [picture], padding=False)
     except Exception:  # an image processor that reads pixels; which exception it raises depends on the model
         inputs = None
     if inputs is None or any(value.is_meta for name, value in inputs.items() if name != "pixel_values"):
-        inputs = _by_processor(processor, prompt, [Image.new("RGB", size)])
+        inputs = _by_processor(processor, prompt, [Image.new("RGB", size)], padding=False)
     return inputs
 
 

@@ -41,8 +41,9 @@ class Patches:
 
     def __call__(
         self, images: Sequence[Image.Image], dtype: "torch.dtype | None" = None, compact: bool = False
-    ) -> "dict[str, torch.Tensor]":
-        """The inputs of the vision tower for RGB pictures, with pixels in `dtype` (by default float32).
+    ) -> "tuple[dict[str, torch.Tensor], list[tuple[int, ...]]]":
+        """The inputs of the vision tower for RGB pictures, with pixels in `dtype` (by default float32); and the layout
+        of each picture, on which the number of its tokens depends: rows and columns of tiles, and its size when whole.
 
         pixel_values (tiles, patches, values of a patch), pixel_attention_mask (tiles, patches), and spatial_shapes
         (tiles, 2), the rows and columns of patches. Tiles have as many patches as the processor allows at most, or,
@@ -50,7 +51,8 @@ class Patches:
         """
         import torch
 
-        tiles = [tile for image in images for tile in self._tiles(image)]
+        cut = [self._cut(image) for image in images]
+        tiles = [tile for of_image, _ in cut for tile in of_image]
         shapes = [(tile.shape[1] // self._size, tile.shape[2] // self._size) for tile in tiles]
         counts = [rows * columns for rows, columns in shapes]
         most = max(counts) if compact else self._most_patches()
@@ -60,7 +62,8 @@ class Patches:
             pixels[number, :count] = self._patches(tile).to(torch.float32).sub_(self._mean).div_(self._std)
             pixels[number, count:] = 0
             mask[number, :count] = 1
-        return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
+        inputs = {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
+        return inputs, [layout for _, layout in cut]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,13 +71,13 @@ class Patches:
         found = {name: getattr(self._image_processor, name) for name in _SETTINGS}
         return found if self._image_processor.do_image_splitting else found | {"min_tiles": 1, "max_tiles": 1}
 
-    def _tiles(self, image: Image.Image) -> "list[torch.Tensor]":
-        """The picture in the sizes that the vision tower sees: (3, height, width) each, as bytes."""
+    def _cut(self, image: Image.Image) -> "tuple[list[torch.Tensor], tuple[int, ...]]":
+        """The picture in the sizes that the vision tower sees: (3, height, width) each, as bytes; and its layout."""
         import torch
 
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        (tiles,), *_ = self._image_processor.resize_and_split(pixels[None], **self.settings)
-        return tiles
+        (tiles,), (rows,), (columns,), (size,) = self._image_processor.resize_and_split(pixels[None], **self.settings)
+        return tiles, (rows, columns, *size)
 
     def _patches(self, tile: "torch.Tensor") -> "torch.Tensor":
         """The patches of a tile from left to right and from top to bottom: (patches, values)."""
@@ -98,7 +101,7 @@ def of(processor: "ProcessorMixin") -> Patches | None:
     """Patches for this processor; None if it is not LFM2-VL's, or if its results are not reproduced exactly.
 
     The comparison protects from other versions of transformers and from settings that nobody has thought of. It is made
-    once for each image processor.
+    once for each image processor, of which only `Patches.settings` may change later.
     """
     return _tried(processor.image_processor)
 
@@ -107,15 +110,18 @@ def of(processor: "ProcessorMixin") -> Patches | None:
 def _tried(image_processor: Any) -> Patches | None:
     import torch
 
-    if type(image_processor).__name__ != "Lfm2VlImageProcessor":
+    if not type(image_processor).__name__.startswith("Lfm2VlImageProcessor"):
         return None
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)) for width, height in _TRIED]
     try:
-        expected = image_processor([[image] for image in images], return_tensors="pt")
+        nested = [[image] for image in images]
+        expected = image_processor(nested, return_tensors="pt", return_row_col_info=False)  # which is for the text
         made = Patches(image_processor)
-        found = made(images)
+        found, _ = made(images)
     except (AttributeError, RuntimeError, TypeError, ValueError):  # settings or a version with which it is different
         return None
-    same = expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in found)
+    same = expected.keys() == found.keys() and all(
+        expected[name].dtype == found[name].dtype and torch.equal(expected[name], found[name]) for name in found
+    )
     return made if same else None

@@ -118,7 +118,7 @@ def changed_inputs(here: Mapping[str, Any], there: Mapping[str, Any], stale: Col
     for stages in _in_both(here, there, stale):
         ours, theirs = ({dep["path"]: dep.get("md5") for dep in stage.get("deps", [])} for stage in stages)
         found |= {path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path)}
-    return sorted(found - written)
+    return sorted(path for path in found if not any(f"{path}/".startswith(f"{out}/") for out in written))
 
 
 def _in_both(

@@ -23,10 +23,17 @@ def of_the_processor(processor, images):
     return processor(images=images, text=text, padding=True, add_special_tokens=False, return_tensors="pt")
 
 
+@pytest.mark.parametrize("reproduced", [True, False])
+@pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("splitting", [True, None])
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)
-def test_a_batch_is_that_of_the_processor(name, splitting, tmp_path):
-    """Pictures of several sizes: prompts are padded, and with splitting Idefics3 pads the number of tiles."""
+def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, tmp_path, monkeypatch):
+    """Pictures of several sizes: prompts are padded, and with splitting Idefics3 pads the number of tiles.
+
+    LFM2-VL's results are reproduced, or the processor is given a few pictures at a time, as are all others.
+    """
+    if name != "lfm2_vl" and not reproduced:
+        return
     config = ModelConfig(name=name, id=str(architectures.build(name, tmp_path)))
     try:
         processor = loading.load_processor(config, ImageParams(splitting=splitting))
@@ -34,21 +41,30 @@ def test_a_batch_is_that_of_the_processor(name, splitting, tmp_path):
         assert splitting and name in ("qwen2_5_vl", "llava", "gemma3")  # which cannot split
         return
     given = pictures((64, 64), (200, 90), (64, 64), (90, 300), (64, 64), (64, 64))
-    expected, found = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given, torch.float32)
+    expected = of_the_processor(processor, given)
     assert (patches.of(processor) is not None) == (name == "lfm2_vl")
+    if not reproduced:
+        monkeypatch.setattr(patches, "of", lambda processor: None)
+    monkeypatch.setattr(encoding, "_PART", 500_000)  # bytes: several parts
+    found = encoding.encode(processor, QUESTION, given, torch.float32, compact)
     assert expected.keys() == found.keys()
     for key, value in expected.items():
+        if compact and name == "lfm2_vl" and key.startswith("pixel_"):
+            most = found[key].shape[1]
+            assert not value[:, most:].any()  # padding
+            value = value[:, :most]
         assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
     halved = encoding.encode(processor, QUESTION, given, torch.bfloat16)
     assert halved["pixel_values"].dtype == torch.bfloat16 and halved["input_ids"].dtype == torch.int64
     assert torch.equal(halved["pixel_values"], expected["pixel_values"].to(torch.bfloat16))
 
 
-def test_settings_that_change_later_are_respected(tiny, image_params):
+def test_sizes_and_splitting_that_change_later_are_respected(tiny, image_params):
     processor = loading.load_processor(tiny, image_params)
     given = pictures((300, 200), (64, 64))
-    for tokens in (64, 16):
+    for tokens, splitting in ((64, False), (16, False), (16, True)):
         processor.image_processor.max_image_tokens = tokens
+        processor.image_processor.do_image_splitting = splitting
         expected, found = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in found)
@@ -66,3 +82,26 @@ def test_patches_that_are_padding_in_the_whole_batch_are_left_out(tiny, image_pa
     with torch.no_grad():
         expected, found = (model(**inputs).logits for inputs in (whole, short))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_pictures_with_the_same_layout_are_tokenized_once(tiny, image_params, monkeypatch):
+    processor = loading.load_processor(tiny, image_params)
+    given = pictures(*((width, height) for width in range(180, 200) for height in (200, 210)))
+    expected, asked = of_the_processor(processor, given), []
+    blank = encoding._blank
+    monkeypatch.setattr(encoding, "_blank", lambda *arguments: asked.append(arguments) or blank(*arguments))
+    for _ in range(2):
+        found = encoding.encode(processor, QUESTION, given)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert len(asked) < 5
+
+
+def test_a_tokenizer_is_saved_as_it_was_loaded_whatever_it_was_asked(tiny, image_params, tmp_path):
+    saved = []
+    for count in (0, 1, 3):
+        processor = loading.load_processor(tiny, image_params)
+        if count:
+            encoding.encode(processor, QUESTION, pictures(*[(90, 60), (64, 64), (300, 20)][:count]))
+        processor.save_pretrained(tmp_path / str(count))
+        saved.append((tmp_path / str(count) / "tokenizer.json").read_bytes())
+    assert saved[0] == saved[1] == saved[2]

@@ -24,17 +24,18 @@ class Holder:
         {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]},
         {"encoder_patch_size": 14, "tile_size": 448},
         {"rescale_factor": 1 / 127.5},
+        {"return_row_col_info": True, "do_resize": False},  # the former is for the text, the latter is not read
     ],
 )
 def test_they_are_those_of_the_processor_in_any_size(settings):
     processor = Holder(**settings)
     given = pictures((31, 200), (512, 512), (900, 60), (1024, 768), (640, 1500), (1, 1))
-    expected = processor.image_processor([[image] for image in given], return_tensors="pt")
-    found = patches.of(processor)(given)
+    expected = processor.image_processor([[image] for image in given], return_tensors="pt", return_row_col_info=False)
+    found, _ = patches.of(processor)(given)
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
-    short = patches.of(processor)(given[:1], torch.bfloat16, compact=True)["pixel_values"]
+    short = patches.of(processor)(given[:1], torch.bfloat16, compact=True)[0]["pixel_values"]
     assert short.shape[1] < expected["pixel_values"].shape[1]
     assert torch.equal(short[0], expected["pixel_values"][0, : short.shape[1]].to(torch.bfloat16))
 
@@ -53,7 +54,7 @@ def test_another_version_of_the_processor_is_left_to_itself(monkeypatch):
     monkeypatch.setattr(Lfm2VlImageProcessor, "rescale_and_normalize", changed)
     assert patches.of(Holder()) is None
     monkeypatch.undo()
-    monkeypatch.setattr(Lfm2VlImageProcessor, "resize_and_split", None)
+    monkeypatch.setattr(patches, "_SETTINGS", (*patches._SETTINGS, "do_pad"))  # an argument that it does not take
     assert patches.of(Holder()) is None
     monkeypatch.undo()
     assert patches.of(Holder()) is not None

@@ -99,11 +99,17 @@ def test_what_ran_with_another_model_there_is_left_out(there, opened):
 
 def test_files_that_differ(there, opened):
     task, decisions = "configs/tasks/invented.yaml", "configs/decisions"
-    ours = {task: "1", decisions: "2.dir", "vlm/data": "3.dir", "vlm/evaluation": "4.dir", "predictions/x": "5"}
+    ours = {
+        task: "1",
+        decisions: "2.dir",
+        "vlm/data": "3.dir",
+        "vlm/evaluation": "4.dir",
+        "predictions/prepare/x.json": "5",
+    }
     lock(Path(), prepare=("tiny", ours), probe=("tiny", {task: "1"}))
     lock(there, prepare=("tiny", ours), final_eval=("tiny", {"vlm/evaluation": "7.dir"}))
     assert compare()["inputs"] == []
-    theirs = ours | {task: "8", "vlm/evaluation": "9.dir"}
+    theirs = ours | {task: "8", "vlm/evaluation": "9.dir", "predictions/prepare/x.json": "10"}  # a result, no input
     lock(there, prepare=("tiny", theirs))
     found = compare()
     assert (found["changed"], found["inputs"]) == ([], [task, "vlm/evaluation"])
