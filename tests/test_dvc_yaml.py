@@ -75,6 +75,12 @@ def test_a_stage_depends_on_exactly_the_packages_that_it_imports(stage):
     assert code == expected
 
 
+def test_the_report_depends_on_all_that_the_audit_depends_on():
+    """It reads plots/audit, which is not among its dependencies."""
+    assert set(STAGES["audit"]["deps"]) <= set(STAGES["report"]["deps"])
+    assert "metrics/audit.json" in STAGES["report"]["deps"]  # so that the audit runs first
+
+
 @pytest.mark.parametrize("job", [Evaluation, FineTuning, FeatureExtraction, PromptSearch, Robustness, EdgeEvaluation])
 def test_a_jobs_key_depends_on_exactly_the_packages_that_it_imports(job):
     own = [ROOT.joinpath(*job.__module__.split(".")).with_suffix(".py")]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vlm.commands.plan import stages_to_run
+
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 STAGES = ["prepare", "baseline_eval", "structured_eval", "finetune", "final_eval", "edge_eval"]
@@ -215,3 +217,23 @@ def test_a_plan_for_modal_uses_times_from_git_history_for_the_same_model_and_gpu
     assert "modal.gpu: 'H10' should be one of" in run(checkout, sys.executable, "-m", "vlm", "plan", code=1)
     edit(checkout, "params.yaml", "gpu: H10 ", "gpu: T4 ")
     assert "modal.gpu: T4 has no bfloat16" in run(checkout, sys.executable, "-m", "vlm", "plan", code=1)
+
+
+def test_a_stage_runs_after_the_one_that_writes_a_file_or_a_folder_of_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    stages = {
+        "make": {"cmd": "mkdir -p made/one && cp source made/one/file", "deps": ["source"], "outs": ["made/one"]},
+        "of_file": {"cmd": "cp made/one/file of_file", "deps": ["made/one/file"], "outs": ["of_file"]},
+        "of_folder": {"cmd": "ls made > of_folder", "deps": ["made"], "outs": ["of_folder"]},
+        "of_nothing": {"cmd": "cp other of_nothing", "deps": ["other"], "outs": ["of_nothing"]},
+    }
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))  # JSON is YAML
+    for name in ("source", "other"):
+        Path(name).write_text("1")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
+        run(tmp_path, *command)
+    assert set(stages_to_run().values()) == {None}
+    Path("source").write_text("2")
+    expected = {"make": "yes", "of_file": "after make", "of_folder": "after make", "of_nothing": None}
+    assert stages_to_run() == expected

@@ -46,7 +46,16 @@ def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, 
     if not reproduced:
         monkeypatch.setattr(patches, "of", lambda processor: None)
     monkeypatch.setattr(encoding, "_PART", 500_000)  # bytes: several parts
+    numbers, preprocess = [], type(processor.image_processor).preprocess
+
+    def counted(self, images, *arguments, **named):
+        numbers.append(len(images))
+        return preprocess(self, images, *arguments, **named)
+
+    monkeypatch.setattr(type(processor.image_processor), "preprocess", counted)
     found = encoding.encode(processor, QUESTION, given, torch.float32, compact)
+    if name != "lfm2_vl" or not reproduced:
+        assert len(numbers) > 1 and numbers[0] < len(given)
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         if compact and name == "lfm2_vl" and key.startswith("pixel_"):
@@ -62,9 +71,10 @@ def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, 
 def test_sizes_and_splitting_that_change_later_are_respected(tiny, image_params):
     processor = loading.load_processor(tiny, image_params)
     given = pictures((300, 200), (64, 64))
-    for tokens, splitting in ((64, False), (16, False), (16, True)):
+    for tokens, splitting, thumbnail in ((64, False, True), (16, False, True), (16, True, True), (16, True, False)):
         processor.image_processor.max_image_tokens = tokens
         processor.image_processor.do_image_splitting = splitting
+        processor.image_processor.use_thumbnail = thumbnail
         expected, found = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in found)

@@ -57,4 +57,14 @@ def test_another_version_of_the_processor_is_left_to_itself(monkeypatch):
     monkeypatch.setattr(patches, "_SETTINGS", (*patches._SETTINGS, "do_pad"))  # an argument that it does not take
     assert patches.of(Holder()) is None
     monkeypatch.undo()
+    preprocess = Lfm2VlImageProcessor._preprocess
+
+    def other_type(self, *arguments, **named):
+        found = preprocess(self, *arguments, **named)
+        found["pixel_attention_mask"] = found["pixel_attention_mask"].long()
+        return found
+
+    monkeypatch.setattr(Lfm2VlImageProcessor, "_preprocess", other_type)
+    assert patches.of(Holder()) is None
+    monkeypatch.undo()
     assert patches.of(Holder()) is not None
