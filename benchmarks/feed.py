@@ -227,6 +227,7 @@ def job(split: str, processor, params, rows: range, cores: int, sleep: float) ->
 
     from vlm.evaluation import feed, runner
     from vlm.evaluation.record import Answers, Record
+    from vlm.models import encoding
 
     def answer(inputs: dict) -> Answers:
         count = len(inputs["input_ids"])
@@ -236,7 +237,8 @@ def job(split: str, processor, params, rows: range, cores: int, sleep: float) ->
     config = SimpleNamespace(image_token_id=processor.image_token_id)
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16, config=config)
     with_workers = patch.object(feed, "feed", partial(feed.feed, workers=cores))  # a model on a CPU has none
-    with tempfile.TemporaryDirectory() as folder, with_workers:
+    on_gpu = patch.object(encoding, "to_device", lambda inputs, model: inputs)
+    with tempfile.TemporaryDirectory() as folder, with_workers, on_gpu:
         made = runner.BatchRunner(model, processor, params.task, lambda event: None, (0, 1))
         made.run(split, BATCH, answer, Record(Path(folder) / "record.jsonl"), rows=rows)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlm.config.task import Task
 from vlm.data import dataset
-from vlm.models import encoding
+from vlm.models import encoding, patches
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,10 @@ class Loader:
         self._sizes: dict[int, tuple[int, int]] = {}  # by row: width and height of its picture
         self._lengths: dict[tuple[int, int], int] = {}  # by width and height: the prompt's tokens
 
-    def __call__(self, rows: Sequence[int]) -> "BatchFeature":
-        """The model's inputs for `rows`, left-padded, on the CPU."""
+    def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "BatchFeature":
+        """The model's inputs for `rows`, left-padded, on the CPU; see vlm.models.encoding.encode for `empty`."""
         pictures = [decoded(row.image) for row in self.reader.rows(rows)]
-        return encoding.encode(self._processor, self._task, pictures, *self._form)
+        return encoding.encode(self._processor, self._task, pictures, *self._form, empty)
 
     @cached_property
     def reader(self) -> dataset.Reader:
@@ -68,8 +68,8 @@ class Loader:
         rows = range(dataset.count(self._data)) if rows is None else rows
         new = [row for row in rows if row not in self._sizes]
         self._sizes.update(zip(new, dataset.image_sizes(self._data, new), strict=True))
-        for size in {self._sizes[row] for row in new} - self._lengths.keys():
-            self._lengths[size] = encoding.blank(self._processor, self._task, size)["input_ids"].shape[1]
+        sizes = {self._sizes[row] for row in new} - self._lengths.keys()
+        self._lengths.update(encoding.lengths(self._processor, self._task, sizes))
         return [self._lengths[self._sizes[row]] for row in rows]
 
     def __getstate__(self) -> dict:

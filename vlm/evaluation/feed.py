@@ -1,12 +1,14 @@
 """Prepares batches ahead of the model. Imported only by a running job, because it imports torch."""
 
 import ctypes
+import math
 import multiprocessing
 import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from vlm.config import cores
 from vlm.config.events import Emit, Log
-from vlm.models import encoding, memory
+from vlm.models import encoding, memory, patches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +30,6 @@ _SHARED = Path("/dev/shm")  # through which worker processes on Linux hand over 
 # A worker's memory, measured with batches of 13 to 350 MB: four copies of a batch, two of them shared, and what the
 # processor works in.
 _COPIES, _WORKING = 4, 256 * 2**20
-_ALIGNMENT = 64  # bytes
 # Parameters of glibc's mallopt (malloc.h), and the largest value
 _TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1
 
@@ -36,7 +37,8 @@ _TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1
 class Load(Protocol):
     """Reads and preprocesses rows of a split: vlm.evaluation.batching.Loader, or cached features."""
 
-    def __call__(self, rows: Sequence[int]) -> "Mapping[str, torch.Tensor]": ...
+    def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "dict[str, torch.Tensor]":
+        """The inputs for `rows`; `empty` may make the tensor for the pixels, as torch's function of that name."""
 
     def lengths(self, rows: Sequence[int]) -> list[int]: ...
 
@@ -60,7 +62,7 @@ def feed(
     if wanted:
         rows = [row for batch in batches for row in batch]
         lengths = load.lengths(rows)
-        longest = _Batches(load, [[rows[lengths.index(max(lengths))]]], model.dtype)[0]
+        longest = load([rows[lengths.index(max(lengths))]])
         size = max(map(len, batches)) * sum(value.nbytes for value in longest.values())
         workers = most_workers(wanted, size, emit)
     prepared = _by_processes(load, batches, workers, model) if wanted and workers else _by_thread(load, batches)
@@ -132,24 +134,54 @@ def start_method() -> str | None:
 
 
 def _by_processes(load: Load, batches: Sequence[Sequence[int]], count: int, model: "PreTrainedModel") -> Iterator[dict]:
-    return iter(
-        DataLoader(
-            _Batches(load, batches, model.dtype),
-            batch_size=None,  # an item is a whole batch
-            num_workers=count,
-            prefetch_factor=1,
-            pin_memory=model.device.type == "cuda",
-            multiprocessing_context=start_method(),
-            worker_init_fn=_keep_memory,
-        )
+    loader = DataLoader(
+        _Batches(load, batches, model.dtype),
+        batch_size=None,  # an item is a whole batch
+        num_workers=count,
+        prefetch_factor=1,
+        pin_memory=model.device.type == "cuda",
+        multiprocessing_context=start_method(),
+        worker_init_fn=_keep_memory,
     )
+    return (packed.inputs() for packed in loader)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A batch's inputs in two tensors, because a worker process hands over each tensor through a connection of its own,
+    which takes 0.3 ms (docs/log.md)."""
+
+    pixels: torch.Tensor | None
+    others: torch.Tensor  # their bytes, one after the other
+    parts: list[tuple[str, torch.dtype, torch.Size]]  # name, dtype and shape of each of the others
+
+    @classmethod
+    def of(cls, pixels: torch.Tensor | None, others: "Mapping[str, torch.Tensor]") -> "_Packed":
+        # The largest numbers first, so that all of them are aligned
+        ordered = sorted(others.items(), key=lambda item: -item[1].itemsize)
+        written = [value.contiguous().view(-1).view(torch.uint8) for _, value in ordered]
+        parts = [(name, value.dtype, value.shape) for name, value in ordered]
+        return cls(pixels, torch.cat(written) if written else torch.empty(0, dtype=torch.uint8), parts)
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        found = {} if self.pixels is None else {"pixel_values": self.pixels}
+        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in self.parts]
+        for (name, dtype, shape), value in zip(self.parts, self.others.split(sizes), strict=True):
+            found[name] = value.view(dtype).view(shape)
+        return found
+
+    def pin_memory(self) -> "_Packed":
+        """Called by torch's data loader."""
+        pixels = None if self.pixels is None else self.pixels.pin_memory()
+        return _Packed(pixels, self.others.pin_memory(), self.parts)
 
 
 class _Batches(torch.utils.data.Dataset):
-    """The inputs of every batch, with pixels in the model's dtype, which halves what is copied.
+    """The inputs of every batch, with pixels in the model's dtype or as bytes.
 
-    In a worker process they are in shared memory that is used again and again: a worker starts on a batch when the last
-    but one of its batches is no longer needed. The kernel takes longer to provide new memory than it takes to fill it.
+    A worker process writes the pixels into shared memory that is used again and again: it starts on a batch when the
+    last but one of its batches is no longer needed. The kernel takes longer to provide new memory than it takes to fill
+    it.
     """
 
     def __init__(self, load: Load, batches: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
@@ -161,33 +193,27 @@ class _Batches(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        inputs = self._load(self._batches[index])
-        found = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        return self._in_shared_memory(found) if torch.utils.data.get_worker_info() else found
+    def __getitem__(self, index: int) -> _Packed:
+        self._shared.rotate()
+        others = dict(self._load(self._batches[index], self._in_shared_memory))
+        pixels = others.pop("pixel_values", None)
+        if pixels is not None and not pixels.is_shared():
+            dtype = self._dtype if pixels.is_floating_point() else pixels.dtype
+            pixels = self._in_shared_memory(pixels.shape, dtype).copy_(pixels)
+        return _Packed.of(pixels, others)
 
-    def _in_shared_memory(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        ends, end = {}, 0
-        for name, value in inputs.items():
-            start = -(-end // _ALIGNMENT) * _ALIGNMENT
-            end = start + value.nbytes
-            ends[name] = start, end
-        memory = self._shared.popleft()
-        if len(memory) < end:
-            memory = torch.empty(end, dtype=torch.uint8).share_memory_()
-        self._shared.append(memory)
-        found = {}
-        for name, (start, stop) in ends.items():
-            value = inputs[name]
-            found[name] = memory[start:stop].view(value.dtype).view(value.shape).copy_(value)
-        return found
+    def _in_shared_memory(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        if len(self._shared[0]) < size:
+            self._shared[0] = torch.empty(size, dtype=torch.uint8).share_memory_()
+        return self._shared[0][:size].view(dtype).view(shape)
 
 
 def _keep_memory(worker: int) -> None:
-    """Makes this worker process keep the memory that it frees, for its next batch.
+    """Makes this worker process keep the memory that it frees, for its next picture.
 
-    A batch of pictures takes more than 32 MB, and by default glibc returns such a block to the kernel at once and gets
-    it back, page by page, for the next batch. benchmarks/feed.py measures what that costs.
+    By default glibc returns the megabytes of a resized picture, or of a batch, to the kernel and gets them back, page
+    by page, for the next one. Without this, two workers prepare a fifth fewer pictures with tiles (docs/log.md).
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

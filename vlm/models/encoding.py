@@ -1,6 +1,6 @@
 """Turns pictures into a model's inputs, with the task's question about each of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -29,29 +29,51 @@ def encode(
     images: Sequence[Image.Image],
     dtype: "torch.dtype | None" = None,
     compact: bool = False,
+    empty: patches.Empty | None = None,
 ) -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU.
 
-    `images` are RGB, at least one. Pixels are in `dtype`, by default the processor's. LFM2-VL's processor pads every
-    picture or tile to the largest number of patches, 1,024 in the published models. `compact` leaves out patches that
-    are padding in the whole batch, so that small pictures cost the vision tower less. It masks padding, so its features
-    stay the same.
+    `images` are RGB, at least one. `dtype` is that of the model for which `to_device` will complete the batch: pixels
+    are in it or, LFM2-VL's, still bytes. By default the batch is complete and has pixels in the processor's dtype.
+    LFM2-VL's processor pads every picture or tile to the largest number of patches, 1,024 in the published models.
+    `compact` leaves out patches that are padding in the whole batch, so that small pictures cost the vision tower less.
+    It masks padding, so its features stay the same. `empty` makes the tensor for LFM2-VL's bytes, by default torch's
+    function of that name.
     """
+    import torch
     from transformers import BatchFeature
 
     prompt = chat.prompt(processor, task)
     made = patches.of(processor)
     if made is None:
         return _in_parts(processor, prompt, images, dtype, compact)
-    pictures, layouts = made(images, dtype, compact)
+    pictures, layouts = made(images, compact, empty)
+    if dtype is None:
+        pictures = patches.normalised(pictures, torch.float32)
+    sizes = [image.size for image in images]
+    texts = [_text(processor, prompt, made, *of_one) for of_one in zip(sizes, layouts, strict=True)]
+    return BatchFeature(_padded_texts(texts, processor.tokenizer.pad_token_id) | pictures)
+
+
+def lengths(processor: "ProcessorMixin", task: Task, sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """By size, (width, height) of a picture: the number of tokens in the prompt, including the picture's."""
+    prompt = chat.prompt(processor, task)
+    made = patches.of(processor)
+    if made is None:
+        return {size: _blank(processor, prompt, size)["input_ids"].shape[1] for size in sizes}
+    return {size: len(_text(processor, prompt, made, size, made.layout(size))["input_ids"]) for size in sizes}
+
+
+def _text(
+    processor: "ProcessorMixin", prompt: str, made: patches.Patches, size: tuple[int, int], layout: patches.Layout
+) -> "dict[str, torch.Tensor]":
+    """The text's tokens and what belongs to them, (tokens,) each, for LFM2-VL and a picture of `size`."""
     known = _texts.setdefault(processor, {})
-    settings = tuple(made.settings.values())
-    keys = [(settings, prompt, layout) for layout in layouts]
-    for key, image in zip(keys, images, strict=True):
-        if key not in known:
-            inputs = _blank(processor, prompt, image.size)
-            known[key] = {name: inputs[name][0] for name in TEXT_INPUTS if name in inputs}
-    return BatchFeature(_padded_texts([known[key] for key in keys], processor.tokenizer.pad_token_id) | pictures)
+    key = (tuple(made.settings.values()), prompt, layout.key)
+    if key not in known:
+        inputs = _blank(processor, prompt, size)
+        known[key] = {name: inputs[name][0] for name in TEXT_INPUTS if name in inputs}
+    return known[key]
 
 
 def _by_processor(
@@ -187,17 +209,17 @@ def _blank(processor: "ProcessorMixin", prompt: str, size: tuple[int, int]) -> "
 
 
 def to_device(inputs: "Mapping[str, torch.Tensor]", model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
-    """Moves a batch to the model's device, and its pixels to the model's dtype.
+    """Moves a batch to the model's device, and turns its pixels into the model's dtype.
 
     LFM2-VL reads `spatial_shapes` as numbers, for every tile; they stay on the CPU, because reading a number from a GPU
     waits until the GPU has finished all its work.
     """
-    return {
-        name: value
-        if name == "spatial_shapes"
-        else value.to(model.device, model.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
-        for name, value in inputs.items()
-    }
+    moved = {}
+    for name, value in inputs.items():
+        dtype = model.dtype if value.is_floating_point() and name not in patches.SCALE else value.dtype
+        to_cpu = name == "spatial_shapes"
+        moved[name] = value if to_cpu else value.to(model.device, dtype, non_blocking=True)
+    return patches.normalised(moved, model.dtype) if moved.keys() >= set(patches.SCALE) else moved
 
 
 def picture_inputs(inputs: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

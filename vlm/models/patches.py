@@ -1,13 +1,14 @@
-"""LFM2-VL's pictures as patches: the same bytes as by transformers' processor, in less than half of its time.
+"""LFM2-VL's pictures as patches: the same values as by transformers' processor, in a fraction of its time.
 
 The sizes and the resizing are the processor's own. Most of its time goes elsewhere: it keeps the colours apart, so that
 it has to gather the values of a patch one by one, and it copies them four times as 32-bit numbers. Here a picture's
-rows stay as they were decoded, and the values of a patch are written once (benchmarks/feed.py measures both).
+rows stay as they were decoded, and the bytes of a patch are written once. They become numbers on the model's device: a
+GPU needs no time for it, and half as much is copied to it (benchmarks/feed.py measures both).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,13 +17,26 @@ if TYPE_CHECKING:
     import torch
     from transformers import ProcessorMixin
 
+Empty = Callable[..., "torch.Tensor"]  # as torch.empty: makes a tensor of a shape and `dtype`
 # Settings of the image processor that `resize_and_split` takes
 _SETTINGS = (
     *("downsample_factor", "min_tiles", "max_tiles", "use_thumbnail", "min_image_tokens", "max_image_tokens"),
     *("encoder_patch_size", "tile_size", "max_pixels_tolerance", "resample"),
 )
+# The inputs that `normalised` needs and the model does not: values that belong to the values of a patch
+SCALE = ("pixel_mean", "pixel_std")
+# Bytes of 32-bit numbers that are computed at once: about as much as a CPU's cache holds
+_PART = 4 * 2**20
 # Width and height of the pictures on which the two are compared: enlarged, as it is, and cut into tiles
 _TRIED = ((70, 40), (320, 256), (1100, 720))
+
+
+class Layout(NamedTuple):
+    """What becomes of a picture of a certain size."""
+
+    resized: tuple[tuple[int, int], ...]  # height and width to which it is resized
+    grids: tuple[tuple[int, int], ...]  # for each of them: into how many rows and columns of tiles it is cut
+    key: tuple[int, ...]  # all that the number of its tokens depends on: rows, columns, height and width when whole
 
 
 class Patches:
@@ -35,35 +49,38 @@ class Patches:
         self._size = image_processor.encoder_patch_size
         colours = [torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)]
         # As transformers does it: bytes minus the mean, divided by the standard deviation, both as bytes
-        self._mean, self._std = (
-            (colour * (1.0 / image_processor.rescale_factor)).repeat(self._size**2) for colour in colours
-        )
+        scale = [(colour * (1.0 / image_processor.rescale_factor)).repeat(self._size**2) for colour in colours]
+        self._scale = dict(zip(SCALE, scale, strict=True))
+        self._layouts: dict[tuple, Layout] = {}  # by the picture's size and the settings
 
     def __call__(
-        self, images: Sequence[Image.Image], dtype: "torch.dtype | None" = None, compact: bool = False
-    ) -> "tuple[dict[str, torch.Tensor], list[tuple[int, ...]]]":
-        """The inputs of the vision tower for RGB pictures, with pixels in `dtype` (by default float32); and the layout
-        of each picture, on which the number of its tokens depends: rows and columns of tiles, and its size when whole.
+        self, images: Sequence[Image.Image], compact: bool = False, empty: Empty | None = None
+    ) -> "tuple[dict[str, torch.Tensor], list[Layout]]":
+        """The inputs of the vision tower for RGB pictures, which `normalised` completes; and each picture's layout.
 
-        pixel_values (tiles, patches, values of a patch), pixel_attention_mask (tiles, patches), and spatial_shapes
-        (tiles, 2), the rows and columns of patches. Tiles have as many patches as the processor allows at most, or,
-        with `compact`, as the largest of them; what a tile lacks is 0 and masked.
+        pixel_values (tiles, patches, values of a patch), bytes; pixel_attention_mask (tiles, patches); spatial_shapes
+        (tiles, 2), the rows and columns of patches; and `SCALE`, (values of a patch) each. Tiles have as many patches
+        as the processor allows at most, or, with `compact`, as the largest of them; the others are masked. The pixels
+        are in the tensor that `empty` makes, by default torch's function of that name.
         """
         import torch
 
-        cut = [self._cut(image) for image in images]
-        tiles = [tile for of_image, _ in cut for tile in of_image]
-        shapes = [(tile.shape[1] // self._size, tile.shape[2] // self._size) for tile in tiles]
-        counts = [rows * columns for rows, columns in shapes]
-        most = max(counts) if compact else self._most_patches()
-        pixels = torch.empty(len(tiles), most, len(self._mean), dtype=dtype or torch.float32)
-        mask = torch.zeros(len(tiles), most, dtype=torch.int32)
-        for number, (tile, count) in enumerate(zip(tiles, counts, strict=True)):
-            pixels[number, :count] = self._patches(tile).to(torch.float32).sub_(self._mean).div_(self._std)
-            pixels[number, count:] = 0
-            mask[number, :count] = 1
+        layouts = [self.layout(image.size) for image in images]
+        shapes = [shape for layout in layouts for shape in self._shapes(layout)]
+        most = max(rows * columns for rows, columns in shapes) if compact else self._most_patches()
+        pixels = (empty or torch.empty)((len(shapes), most, len(self._scale[SCALE[0]])), dtype=torch.uint8)
+        mask = torch.zeros(len(shapes), most, dtype=torch.int32)
+        for number, (rows, columns) in enumerate(shapes):
+            mask[number, : rows * columns] = 1
+            pixels[number, rows * columns :] = 0
+        first = 0
+        for image, layout in zip(images, layouts, strict=True):
+            for of_tiles in self._tiles(image, layout):
+                tiles, patches = of_tiles.shape[0] * of_tiles.shape[1], of_tiles.shape[2] * of_tiles.shape[3]
+                pixels[first : first + tiles, :patches].view(of_tiles.shape).copy_(of_tiles)
+                first += tiles
         inputs = {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
-        return inputs, [layout for _, layout in cut]
+        return inputs | self._scale, layouts
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,30 +88,69 @@ class Patches:
         found = {name: getattr(self._image_processor, name) for name in _SETTINGS}
         return found if self._image_processor.do_image_splitting else found | {"min_tiles": 1, "max_tiles": 1}
 
-    def _cut(self, image: Image.Image) -> "tuple[list[torch.Tensor], tuple[int, ...]]":
-        """The picture in the sizes that the vision tower sees: (3, height, width) each, as bytes; and its layout."""
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """The layout of a picture of `size`, (width, height), by the processor's own rules."""
         import torch
 
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        (tiles,), (rows,), (columns,), (size,) = self._image_processor.resize_and_split(pixels[None], **self.settings)
-        return tiles, (rows, columns, *size)
+        settings = self.settings
+        key = (size, *settings.values())
+        if key not in self._layouts:
+            # A picture without content, which is resized and cut in no time
+            blank = torch.empty(1, 3, size[1], size[0], dtype=torch.uint8, device="meta")
+            (tiles,), (rows,), (columns,), (whole,) = self._image_processor.resize_and_split(blank, **settings)
+            cut = rows * columns
+            height, width = tiles[0].shape[1:]
+            others = tuple((tile.shape[1], tile.shape[2]) for tile in tiles[cut:])  # the thumbnail, if there is one
+            resized, grids = ((rows * height, columns * width), *others), ((rows, columns), *((1, 1) for _ in others))
+            self._layouts[key] = Layout(resized, grids, (rows, columns, *whole))
+        return self._layouts[key]
 
-    def _patches(self, tile: "torch.Tensor") -> "torch.Tensor":
-        """The patches of a tile from left to right and from top to bottom: (patches, values)."""
+    def _shapes(self, layout: Layout) -> list[tuple[int, int]]:
+        """The rows and columns of patches of every tile."""
+        found = []
+        for (height, width), (rows, columns) in zip(layout.resized, layout.grids, strict=True):
+            found += [(height // rows // self._size, width // columns // self._size)] * (rows * columns)
+        return found
+
+    def _tiles(self, image: Image.Image, layout: Layout) -> "Iterator[torch.Tensor]":
+        """The bytes of the tiles, of their patches, and of the rows of these, for each size of the picture:
+
+        (rows of tiles, columns of tiles, rows of patches, columns of patches, rows of pixels, values in such a row)
+        """
         import torch
+        from transformers.image_utils import SizeDict
 
-        colours, height, width = tile.shape
-        size = self._size
-        pixels = tile.permute(1, 2, 0)
-        if not pixels.is_contiguous():  # of a picture that was cut; stacking takes half the time of copying
-            pixels = torch.stack(tile.unbind(), dim=-1)
-        rows = pixels.reshape(height // size, size, width // size, size * colours)
-        return rows.transpose(1, 2).reshape(-1, size * size * colours)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        side = self._size
+        for (height, width), (rows, columns) in zip(layout.resized, layout.grids, strict=True):
+            resized = self._image_processor.resize(
+                pixels, SizeDict(height=height, width=width), resample=self._image_processor.resample
+            )
+            lines = resized[0].permute(1, 2, 0).contiguous()
+            cut = lines.view(rows, height // rows // side, side, columns, width // columns // side, side * 3)
+            yield cut.permute(0, 3, 1, 4, 2, 5)
 
     def _most_patches(self) -> int:
         made_by = self._image_processor
         most = made_by.max_image_tokens * made_by.downsample_factor**2
         return max(most, (made_by.tile_size // self._size) ** 2) if made_by.do_image_splitting else most
+
+
+def normalised(inputs: "Mapping[str, torch.Tensor]", dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    """The model's inputs, with the processor's pixel values in `dtype`, on the device on which `inputs` are.
+
+    `inputs` are those of `Patches`, and perhaps others, which stay as they are; spatial_shapes are on the CPU.
+    """
+    import torch
+
+    pixels, mean, std = (inputs[name] for name in ("pixel_values", *SCALE))
+    values = torch.empty(pixels.shape, dtype=dtype, device=pixels.device)
+    at_once = max(1, _PART // (4 * pixels[0].numel()))
+    for target, of_bytes in zip(values.split(at_once), pixels.split(at_once), strict=True):
+        torch.div(of_bytes - mean, std, out=target)
+    for tile, count in zip(values, inputs["spatial_shapes"].prod(1).tolist(), strict=True):
+        tile[count:] = 0
+    return {name: value for name, value in inputs.items() if name not in SCALE} | {"pixel_values": values}
 
 
 def of(processor: "ProcessorMixin") -> Patches | None:
@@ -118,7 +174,7 @@ def _tried(image_processor: Any) -> Patches | None:
         nested = [[image] for image in images]
         expected = image_processor(nested, return_tensors="pt", return_row_col_info=False)  # which is for the text
         made = Patches(image_processor)
-        found, _ = made(images)
+        found = normalised(made(images)[0], torch.float32)
     except (AttributeError, RuntimeError, TypeError, ValueError):  # settings or a version with which it is different
         return None
     same = expected.keys() == found.keys() and all(

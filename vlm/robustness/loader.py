@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vlm.config.task import Task
 from vlm.evaluation import batching
-from vlm.models import encoding
+from vlm.models import encoding, patches
 from vlm.robustness.answers import CLEAN
 from vlm.robustness.corruptions import corrupted
 
@@ -42,14 +42,14 @@ class CorruptedLoader:
         self._task = task
         self._dtype = dtype
 
-    def __call__(self, rows: Sequence[int]) -> "BatchFeature":
-        """The inputs for `rows`, left-padded, on the CPU."""
+    def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "BatchFeature":
+        """The inputs for `rows`, left-padded, on the CPU; see vlm.models.encoding.encode for `empty`."""
         pairs = [divmod(row, len(self._conditions)) for row in rows]
         samples = sorted({sample for sample, _ in pairs})
         read = dict(zip(samples, self._split.reader.rows(self._samples[sample] for sample in samples), strict=True))
         images = {sample: batching.decoded(row.image) for sample, row in read.items()}
         pictures = [self._picture(images[sample], read[sample].id, self._conditions[n]) for sample, n in pairs]
-        return encoding.encode(self._processor, self._task, pictures, self._dtype, compact=True)
+        return encoding.encode(self._processor, self._task, pictures, self._dtype, compact=True, empty=empty)
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
         """The number of tokens in the prompts of `rows`; no corruption changes a picture's size."""

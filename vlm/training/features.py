@@ -17,7 +17,7 @@ from vlm.config.events import Emit, Log, Progress
 from vlm.config.task import Task
 from vlm.data import dataset
 from vlm.evaluation import batching
-from vlm.models import encoding, memory
+from vlm.models import encoding, memory, patches
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ class Features:
             batch[name] = torch.cat(parts)
         return BatchFeature(batch)
 
-    def __call__(self, rows: Sequence[int]) -> "BatchFeature":
+    def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "BatchFeature":
         """The inputs for `rows`, the same as vlm.evaluation.batching.Loader returns except for the pixels."""
         return self.collate([self.row(row) for row in rows])
 

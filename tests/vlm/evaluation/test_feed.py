@@ -10,7 +10,7 @@ import torch
 from vlm.config.errors import InputError
 from vlm.config.events import Log
 from vlm.evaluation import batching, feed
-from vlm.models import loading
+from vlm.models import encoding, loading, patches
 
 ON_CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
 BFLOAT16 = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
@@ -73,10 +73,43 @@ def test_worker_processes_prepare_the_same_batches(load, workers):
         assert all(found[name].equal(expected[name]) for name in expected)
 
 
-def test_worker_processes_hand_over_pixels_in_the_models_dtype(load):
+@pytest.mark.parametrize("reproduced", [True, False])
+def test_worker_processes_hand_over_bytes_or_pixels_in_the_models_dtype(
+    reproduced, task, tiny, image_params, make_split, monkeypatch
+):
+    """For LFM2-VL bytes, which the model's device turns into numbers; otherwise what the processor returns."""
+    if not reproduced:
+        monkeypatch.setattr(patches, "of", lambda processor: None)
+    processor = loading.load_processor(tiny, image_params)
+    split = make_split("test", 5)
+    load, whole = (batching.Loader(split, processor, task, dtype) for dtype in (torch.bfloat16, None))
     for batch, found in feed.feed(load, BATCHES, BFLOAT16, workers=2):
-        assert found["pixel_values"].equal(load(batch)["pixel_values"].bfloat16())
+        assert found["pixel_values"].dtype == (torch.uint8 if reproduced else torch.bfloat16)
+        assert found["pixel_values"].is_shared()
         assert found["input_ids"].dtype == torch.int64
+        expected, on_device = whole(batch), encoding.to_device(found, BFLOAT16)
+        assert on_device.keys() == expected.keys()
+        assert on_device["pixel_values"].equal(expected["pixel_values"].bfloat16())
+
+
+def test_what_is_handed_over_is_pinned_and_aligned(monkeypatch):
+    """torch's data loader pins what it receives for a GPU; inputs of any shape and size of number come through."""
+    inputs = {
+        "mask": torch.tensor([[True, False, True]]),
+        "ids": torch.arange(6).view(2, 3).T,
+        "half": torch.tensor([0.5], dtype=torch.bfloat16),
+        "number": torch.tensor(7),
+    }
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    for pixels in (torch.ones(2, 3, dtype=torch.uint8), None):
+        pinned.clear()
+        packed = torch.utils.data._utils.pin_memory.pin_memory(feed._Packed.of(pixels, inputs))
+        expected = inputs if pixels is None else inputs | {"pixel_values": pixels}
+        found = packed.inputs()
+        assert len(pinned) == 1 + (pixels is not None)
+        assert found.keys() == expected.keys()
+        assert all(found[name].dtype == value.dtype and found[name].equal(value) for name, value in expected.items())
 
 
 def test_no_batches():

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,8 @@ def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, 
         return preprocess(self, images, *arguments, **named)
 
     monkeypatch.setattr(type(processor.image_processor), "preprocess", counted)
-    found = encoding.encode(processor, QUESTION, given, torch.float32, compact)
+    on_cpu = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    found = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.float32, compact), on_cpu)
     if name != "lfm2_vl" or not reproduced:
         assert len(numbers) > 1 and numbers[0] < len(given)
     assert expected.keys() == found.keys()
@@ -63,7 +66,8 @@ def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, 
             assert not value[:, most:].any()  # padding
             value = value[:, :most]
         assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
-    halved = encoding.encode(processor, QUESTION, given, torch.bfloat16)
+    on_cpu.dtype = torch.bfloat16
+    halved = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.bfloat16), on_cpu)
     assert halved["pixel_values"].dtype == torch.bfloat16 and halved["input_ids"].dtype == torch.int64
     assert torch.equal(halved["pixel_values"], expected["pixel_values"].to(torch.bfloat16))
 

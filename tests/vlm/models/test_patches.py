@@ -31,13 +31,34 @@ def test_they_are_those_of_the_processor_in_any_size(settings):
     processor = Holder(**settings)
     given = pictures((31, 200), (512, 512), (900, 60), (1024, 768), (640, 1500), (1, 1))
     expected = processor.image_processor([[image] for image in given], return_tensors="pt", return_row_col_info=False)
-    found, _ = patches.of(processor)(given)
+    found = patches.normalised(patches.of(processor)(given)[0], torch.float32)
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
-    short = patches.of(processor)(given[:1], torch.bfloat16, compact=True)[0]["pixel_values"]
+    made, _ = patches.of(processor)(given[:1], compact=True)
+    assert made["pixel_values"].dtype == torch.uint8
+    short = patches.normalised(made, torch.bfloat16)["pixel_values"]
     assert short.shape[1] < expected["pixel_values"].shape[1]
     assert torch.equal(short[0], expected["pixel_values"][0, : short.shape[1]].to(torch.bfloat16))
+
+
+def test_the_tensor_for_the_pixels_can_be_given_and_bytes_that_it_had_do_not_matter():
+    processor, given, made = Holder(), pictures((300, 200), (512, 512)), []
+
+    def full(shape, dtype):
+        made.append(torch.full(shape, 255, dtype=dtype))
+        return made[-1]
+
+    expected, found = (patches.of(processor)(given, empty=empty)[0] for empty in (None, full))
+    assert len(made) == 1 and found["pixel_values"] is made[0]
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_parts_that_are_normalised_one_after_the_other_are_the_whole(monkeypatch):
+    made, _ = patches.of(Holder())(pictures((900, 600), (512, 512), (64, 80)))
+    whole = patches.normalised(made, torch.float32)["pixel_values"]
+    monkeypatch.setattr(patches, "_PART", 2 * made["pixel_values"][0].numel() * 4)  # two tiles
+    assert torch.equal(patches.normalised(made, torch.float32)["pixel_values"], whole)
 
 
 @pytest.mark.parametrize("settings", [{"do_normalize": False}, {"do_rescale": False}, {"do_pad": False}])
