@@ -55,8 +55,9 @@ def propose(
     best, fastest, slower, previous = 1, 0.0, 0, 0
     size = 1
     while size <= dataset.count(data) and slower < _MAX_SLOWER:
-        inputs = encoding.to_device(load([longest] * size), model)
+        on_cpu = load([longest] * size)
         try:
+            inputs = encoding.to_device(on_cpu, model)
             rate = size / timed(lambda batch=inputs: posterior(batch))
         except RuntimeError as error:
             if not memory.is_out_of_memory(error):

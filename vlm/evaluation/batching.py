@@ -63,7 +63,7 @@ class Loader:
     def lengths(self, rows: Sequence[int] | None = None) -> list[int]:
         """The number of tokens in the prompts of `rows` (by default all), including the picture's.
 
-        It depends only on the picture's size, so it is computed once for each size, without decoding a picture.
+        It depends only on the pictures' sizes, so no picture is decoded.
         """
         rows = range(dataset.count(self._data)) if rows is None else rows
         new = [row for row in rows if row not in self._sizes]

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _AHEAD = 2  # batches that the thread prepares in advance
 _SHARED = Path("/dev/shm")  # through which worker processes on Linux hand over their batches
 # A worker's memory, measured with batches of 13 to 350 MB: four copies of a batch, two of them shared, and what the
-# processor works in.
+# processor works in. Batches of LFM2-VL's bytes take a copy less.
 _COPIES, _WORKING = 4, 256 * 2**20
 # Parameters of glibc's mallopt (malloc.h), and the largest value
 _TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1
@@ -37,8 +37,8 @@ _TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1
 class Load(Protocol):
     """Reads and preprocesses rows of a split: vlm.evaluation.batching.Loader, or cached features."""
 
-    def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "dict[str, torch.Tensor]":
-        """The inputs for `rows`; `empty` may make the tensor for the pixels, as torch's function of that name."""
+    def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "Mapping[str, torch.Tensor]":
+        """The inputs for `rows`; the pixels may be in a tensor that `empty` makes, which is called like torch.empty."""
 
     def lengths(self, rows: Sequence[int]) -> list[int]: ...
 
@@ -156,12 +156,16 @@ class _Packed:
     parts: list[tuple[str, torch.dtype, torch.Size]]  # name, dtype and shape of each of the others
 
     @classmethod
-    def of(cls, pixels: torch.Tensor | None, others: "Mapping[str, torch.Tensor]") -> "_Packed":
+    def of(
+        cls, pixels: torch.Tensor | None, others: "Mapping[str, torch.Tensor]", empty: patches.Empty = torch.empty
+    ) -> "_Packed":
+        """`empty` makes the tensor for the others."""
         # The largest numbers first, so that all of them are aligned
         ordered = sorted(others.items(), key=lambda item: -item[1].itemsize)
-        written = [value.contiguous().view(-1).view(torch.uint8) for _, value in ordered]
-        parts = [(name, value.dtype, value.shape) for name, value in ordered]
-        return cls(pixels, torch.cat(written) if written else torch.empty(0, dtype=torch.uint8), parts)
+        memory = empty((sum(value.nbytes for value in others.values()),), dtype=torch.uint8)
+        if ordered:
+            torch.cat([value.contiguous().view(-1).view(torch.uint8) for _, value in ordered], out=memory)
+        return cls(pixels, memory, [(name, value.dtype, value.shape) for name, value in ordered])
 
     def inputs(self) -> dict[str, torch.Tensor]:
         found = {} if self.pixels is None else {"pixel_values": self.pixels}
@@ -179,34 +183,48 @@ class _Packed:
 class _Batches(torch.utils.data.Dataset):
     """The inputs of every batch, with pixels in the model's dtype or as bytes.
 
-    A worker process writes the pixels into shared memory that is used again and again: it starts on a batch when the
-    last but one of its batches is no longer needed. The kernel takes longer to provide new memory than it takes to fill
-    it.
+    A worker process writes them into shared memory that is used again and again: it starts on a batch when the last but
+    one of its batches is no longer needed. The kernel takes longer to provide new memory than it takes to fill it.
     """
 
     def __init__(self, load: Load, batches: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
         self._load = load
         self._batches = batches
         self._dtype = dtype
-        self._shared = deque([torch.empty(0, dtype=torch.uint8)] * 2)
+        self._pixels, self._others = _Memory(), _Memory()
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> _Packed:
-        self._shared.rotate()
-        others = dict(self._load(self._batches[index], self._in_shared_memory))
+        self._pixels.next()
+        self._others.next()
+        others = dict(self._load(self._batches[index], self._pixels.empty))
         pixels = others.pop("pixel_values", None)
-        if pixels is not None and not pixels.is_shared():
+        if pixels is not None and not self._pixels.holds(pixels):
             dtype = self._dtype if pixels.is_floating_point() else pixels.dtype
-            pixels = self._in_shared_memory(pixels.shape, dtype).copy_(pixels)
-        return _Packed.of(pixels, others)
+            pixels = self._pixels.empty(pixels.shape, dtype).copy_(pixels)
+        return _Packed.of(pixels, others, self._others.empty)
 
-    def _in_shared_memory(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+
+class _Memory:
+    """Two pieces of shared memory that hold a tensor in turn, and grow when it is larger than those before it."""
+
+    def __init__(self) -> None:
+        self._pieces = deque([torch.empty(0, dtype=torch.uint8)] * 2)
+
+    def next(self) -> None:
+        self._pieces.rotate()
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """The present piece as a tensor, whatever it holds."""
         size = math.prod(shape) * dtype.itemsize
-        if len(self._shared[0]) < size:
-            self._shared[0] = torch.empty(size, dtype=torch.uint8).share_memory_()
-        return self._shared[0][:size].view(dtype).view(shape)
+        if len(self._pieces[0]) < size:
+            self._pieces[0] = torch.empty(size, dtype=torch.uint8).share_memory_()
+        return self._pieces[0][:size].view(dtype).view(shape)
+
+    def holds(self, value: torch.Tensor) -> bool:
+        return value.data_ptr() == self._pieces[0].data_ptr()
 
 
 def _keep_memory(worker: int) -> None:

@@ -33,12 +33,13 @@ def encode(
 ) -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU.
 
-    `images` are RGB, at least one. `dtype` is that of the model for which `to_device` will complete the batch: pixels
-    are in it or, LFM2-VL's, still bytes. By default the batch is complete and has pixels in the processor's dtype.
+    `images` are RGB, at least one. By default the batch is complete, and its pixels have the processor's dtype. Given
+    the model's `dtype`, the pixels have that one, or, for LFM2-VL, they are still bytes, and `to_device` completes the
+    batch. `empty` makes the tensor for those bytes, by default torch's function of that name.
+
     LFM2-VL's processor pads every picture or tile to the largest number of patches, 1,024 in the published models.
     `compact` leaves out patches that are padding in the whole batch, so that small pictures cost the vision tower less.
-    It masks padding, so its features stay the same. `empty` makes the tensor for LFM2-VL's bytes, by default torch's
-    function of that name.
+    It masks padding, so its features stay the same.
     """
     import torch
     from transformers import BatchFeature

@@ -2,8 +2,8 @@
 
 The sizes and the resizing are the processor's own. Most of its time goes elsewhere: it keeps the colours apart, so that
 it has to gather the values of a patch one by one, and it copies them four times as 32-bit numbers. Here a picture's
-rows stay as they were decoded, and the bytes of a patch are written once. They become numbers on the model's device: a
-GPU needs no time for it, and half as much is copied to it (benchmarks/feed.py measures both).
+rows stay as they were decoded, and the bytes of a patch are written once (benchmarks/feed.py measures both). In an
+evaluation they become numbers on the model's device: that takes a GPU next to no time, and half as much goes to it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +23,12 @@ _SETTINGS = (
     *("downsample_factor", "min_tiles", "max_tiles", "use_thumbnail", "min_image_tokens", "max_image_tokens"),
     *("encoder_patch_size", "tile_size", "max_pixels_tolerance", "resample"),
 )
-# The inputs that `normalised` needs and the model does not: values that belong to the values of a patch
+# Inputs for `normalised`, not for the model: the mean and the standard deviation of each value of a patch, as bytes
 SCALE = ("pixel_mean", "pixel_std")
-# Bytes of 32-bit numbers that are computed at once: about as much as a CPU's cache holds
-_PART = 4 * 2**20
+# Bytes of 32-bit numbers that are computed at once: on a CPU less than its cache holds; measured, see docs/log.md. On a
+# GPU as much as it does not miss, so that few kernels are launched.
+_CPU_PART, _GPU_PART = 4 * 2**20, 256 * 2**20
+_MOST_LAYOUTS = 4096  # remembered; random crops have a size of their own each
 # Width and height of the pictures on which the two are compared: enlarged, as it is, and cut into tiles
 _TRIED = ((70, 40), (320, 256), (1100, 720))
 
@@ -59,9 +61,10 @@ class Patches:
         """The inputs of the vision tower for RGB pictures, which `normalised` completes; and each picture's layout.
 
         pixel_values (tiles, patches, values of a patch), bytes; pixel_attention_mask (tiles, patches); spatial_shapes
-        (tiles, 2), the rows and columns of patches; and `SCALE`, (values of a patch) each. Tiles have as many patches
-        as the processor allows at most, or, with `compact`, as the largest of them; the others are masked. The pixels
-        are in the tensor that `empty` makes, by default torch's function of that name.
+        (tiles, 2), the rows and columns of patches; and `SCALE`, (values of a patch) each. All tiles get as many
+        patches as the processor allows at most, or, with `compact`, as the largest tile has; what a tile lacks is
+        masked, and its bytes mean nothing. The pixels are in the tensor that `empty` makes, by default torch's function
+        of that name.
         """
         import torch
 
@@ -72,7 +75,6 @@ class Patches:
         mask = torch.zeros(len(shapes), most, dtype=torch.int32)
         for number, (rows, columns) in enumerate(shapes):
             mask[number, : rows * columns] = 1
-            pixels[number, rows * columns :] = 0
         first = 0
         for image, layout in zip(images, layouts, strict=True):
             for of_tiles in self._tiles(image, layout):
@@ -95,6 +97,8 @@ class Patches:
         settings = self.settings
         key = (size, *settings.values())
         if key not in self._layouts:
+            if len(self._layouts) == _MOST_LAYOUTS:
+                self._layouts.clear()
             # A picture without content, which is resized and cut in no time
             blank = torch.empty(1, 3, size[1], size[0], dtype=torch.uint8, device="meta")
             (tiles,), (rows,), (columns,), (whole,) = self._image_processor.resize_and_split(blank, **settings)
@@ -113,7 +117,7 @@ class Patches:
         return found
 
     def _tiles(self, image: Image.Image, layout: Layout) -> "Iterator[torch.Tensor]":
-        """The bytes of the tiles, of their patches, and of the rows of these, for each size of the picture:
+        """Yields, for each size to which the picture is resized, the bytes of its tiles, cut into patches:
 
         (rows of tiles, columns of tiles, rows of patches, columns of patches, rows of pixels, values in such a row)
         """
@@ -139,17 +143,19 @@ class Patches:
 def normalised(inputs: "Mapping[str, torch.Tensor]", dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
     """The model's inputs, with the processor's pixel values in `dtype`, on the device on which `inputs` are.
 
-    `inputs` are those of `Patches`, and perhaps others, which stay as they are; spatial_shapes are on the CPU.
+    `inputs` are those of `Patches`, and perhaps others, which stay as they are; spatial_shapes are on the CPU. What is
+    masked becomes 0.
     """
     import torch
 
     pixels, mean, std = (inputs[name] for name in ("pixel_values", *SCALE))
     values = torch.empty(pixels.shape, dtype=dtype, device=pixels.device)
-    at_once = max(1, _PART // (4 * pixels[0].numel()))
+    at_once = max(1, (_CPU_PART if pixels.device.type == "cpu" else _GPU_PART) // (4 * pixels[0].numel()))
     for target, of_bytes in zip(values.split(at_once), pixels.split(at_once), strict=True):
         torch.div(of_bytes - mean, std, out=target)
     for tile, count in zip(values, inputs["spatial_shapes"].prod(1).tolist(), strict=True):
-        tile[count:] = 0
+        if count < len(tile):
+            tile[count:] = 0
     return {name: value for name, value in inputs.items() if name not in SCALE} | {"pixel_values": values}
 
 
@@ -157,7 +163,7 @@ def of(processor: "ProcessorMixin") -> Patches | None:
     """Patches for this processor; None if it is not LFM2-VL's, or if its results are not reproduced exactly.
 
     The comparison protects from other versions of transformers and from settings that nobody has thought of. It is made
-    once for each image processor, of which only `Patches.settings` may change later.
+    once for each image processor, of which later only `Patches.settings` may change, and not the size of a patch.
     """
     return _tried(processor.image_processor)
 
@@ -175,7 +181,13 @@ def _tried(image_processor: Any) -> Patches | None:
         expected = image_processor(nested, return_tensors="pt", return_row_col_info=False)  # which is for the text
         made = Patches(image_processor)
         found = normalised(made(images)[0], torch.float32)
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # settings or a version with which it is different
+    except (
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # settings or a version with which it is different
         return None
     same = expected.keys() == found.keys() and all(
         expected[name].dtype == found[name].dtype and torch.equal(expected[name], found[name]) for name in found

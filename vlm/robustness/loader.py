@@ -31,7 +31,7 @@ class CorruptedLoader:
         task: Task,
         dtype: "torch.dtype | None" = None,
     ) -> None:
-        """`samples` are row numbers of the split `data`, `dtype` is that of the pixels, by default the processor's.
+        """`samples` are row numbers of the split `data`; see vlm.models.encoding.encode for `dtype`.
 
         Raises InputError if there is no such file.
         """

@@ -111,7 +111,7 @@ class Features:
         return BatchFeature(batch)
 
     def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "BatchFeature":
-        """The inputs for `rows`, the same as vlm.evaluation.batching.Loader returns except for the pixels."""
+        """The inputs for `rows`, as vlm.evaluation.batching.Loader returns them except for the pixels."""
         return self.collate([self.row(row) for row in rows])
 
 

@@ -20,13 +20,14 @@ BATCHES = [[3, 0], [1], [2, 4], [4], [0, 1]]
 class Numbers:
     """Loads row numbers as floats; `begun` has the batches that it was asked for, in this process."""
 
-    def __init__(self):
+    def __init__(self, fails=False):
         self.begun = []
+        self.fails = fails
 
-    def __call__(self, rows):
+    def __call__(self, rows, empty=None):
         self.begun.append(list(rows))
-        if 7 in rows:
-            raise ValueError("row 7")
+        if 2 in rows and self.fails:
+            raise ValueError("row 2")
         return {"rows": torch.tensor(rows, dtype=torch.float32)}
 
     def lengths(self, rows):
@@ -42,7 +43,7 @@ def test_batches_come_in_order_and_at_most_two_are_prepared_in_advance():
     two_ahead = threading.Event()
 
     class Watched(Numbers):
-        def __call__(self, rows):
+        def __call__(self, rows, empty=None):
             inputs = super().__call__(rows)
             if rows == [2]:
                 two_ahead.set()
@@ -59,8 +60,10 @@ def test_batches_come_in_order_and_at_most_two_are_prepared_in_advance():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_while_preparing_a_batch_is_raised(workers):
-    with pytest.raises(ValueError, match="row 7"):
-        list(feed.feed(Numbers(), [[1], [7]], ON_CPU, workers=workers))
+    numbers = Numbers(fails=True)
+    with pytest.raises(ValueError, match="row 2"):
+        list(feed.feed(numbers, [[3], [2]], ON_CPU, workers=workers))
+    assert ([2] in numbers.begun) == (workers == 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -85,11 +88,35 @@ def test_worker_processes_hand_over_bytes_or_pixels_in_the_models_dtype(
     load, whole = (batching.Loader(split, processor, task, dtype) for dtype in (torch.bfloat16, None))
     for batch, found in feed.feed(load, BATCHES, BFLOAT16, workers=2):
         assert found["pixel_values"].dtype == (torch.uint8 if reproduced else torch.bfloat16)
-        assert found["pixel_values"].is_shared()
         assert found["input_ids"].dtype == torch.int64
         expected, on_device = whole(batch), encoding.to_device(found, BFLOAT16)
         assert on_device.keys() == expected.keys()
         assert on_device["pixel_values"].equal(expected["pixel_values"].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_a_worker_process_uses_its_memory_again_after_the_next_batch(dtype, task, tiny, image_params, make_split):
+    """LFM2-VL's bytes are written there at once, other pixels are copied."""
+    returned = []
+
+    class Watched(batching.Loader):
+        def __call__(self, rows, empty=None):
+            returned.append(super().__call__(rows, empty))
+            return returned[-1]
+
+    load = Watched(make_split("test", 5), loading.load_processor(tiny, image_params), task, dtype)
+    batches = feed._Batches(load, [[0, 1], [2, 3], [4, 0], [1]], torch.bfloat16)
+    packed = [batches[index] for index in range(4)]
+    for name in ("pixels", "others"):
+        first, second, third, smaller = (getattr(of_batch, name) for of_batch in packed)
+        assert first.is_shared() and second.is_shared()
+        assert first.data_ptr() == third.data_ptr() != second.data_ptr() == smaller.data_ptr()
+    for inputs, of_batch in zip(returned, packed, strict=True):
+        assert (inputs["pixel_values"].data_ptr() == of_batch.pixels.data_ptr()) == (dtype is not None)
+    for rows, of_batch in (([4, 0], packed[2]), ([1], packed[3])):
+        expected, found = (encoding.to_device(inputs, BFLOAT16) for inputs in (load(rows), of_batch.inputs()))
+        assert found.keys() == expected.keys()
+        assert all(found[name].equal(value) for name, value in expected.items())
 
 
 def test_what_is_handed_over_is_pinned_and_aligned(monkeypatch):

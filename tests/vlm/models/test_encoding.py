@@ -67,6 +67,8 @@ def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, 
             value = value[:, :most]
         assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
     on_cpu.dtype = torch.bfloat16
+    lengths = encoding.lengths(processor, QUESTION, {image.size for image in given})
+    assert [lengths[image.size] for image in given] == expected["attention_mask"].sum(1).tolist()
     halved = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.bfloat16), on_cpu)
     assert halved["pixel_values"].dtype == torch.bfloat16 and halved["input_ids"].dtype == torch.int64
     assert torch.equal(halved["pixel_values"], expected["pixel_values"].to(torch.bfloat16))
@@ -107,6 +109,9 @@ def test_pictures_with_the_same_layout_are_tokenized_once(tiny, image_params, mo
     for _ in range(2):
         found = encoding.encode(processor, QUESTION, given)
         assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert len(asked) < 5
+    lengths = encoding.lengths(processor, QUESTION, [image.size for image in given])
+    assert list(lengths.values()) == expected["attention_mask"].sum(1).tolist()
     assert len(asked) < 5
 
 

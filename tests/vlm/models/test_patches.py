@@ -51,14 +51,26 @@ def test_the_tensor_for_the_pixels_can_be_given_and_bytes_that_it_had_do_not_mat
 
     expected, found = (patches.of(processor)(given, empty=empty)[0] for empty in (None, full))
     assert len(made) == 1 and found["pixel_values"] is made[0]
-    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    expected, found = (patches.normalised(of_one, torch.float32)["pixel_values"] for of_one in (expected, found))
+    assert torch.equal(found, expected)
 
 
 def test_parts_that_are_normalised_one_after_the_other_are_the_whole(monkeypatch):
     made, _ = patches.of(Holder())(pictures((900, 600), (512, 512), (64, 80)))
-    whole = patches.normalised(made, torch.float32)["pixel_values"]
-    monkeypatch.setattr(patches, "_PART", 2 * made["pixel_values"][0].numel() * 4)  # two tiles
-    assert torch.equal(patches.normalised(made, torch.float32)["pixel_values"], whole)
+    parts = []
+    for tiles in (100, 2, 1):
+        monkeypatch.setattr(patches, "_CPU_PART", tiles * made["pixel_values"][0].numel() * 4)
+        parts.append(patches.normalised(made, torch.float32)["pixel_values"])
+    assert len(parts[0]) > 3 and torch.equal(parts[0], parts[1]) and torch.equal(parts[0], parts[2])
+
+
+def test_sizes_that_are_forgotten_are_found_again(monkeypatch):
+    made, given = patches.of(Holder()), pictures((300, 200), (64, 80), (900, 600))
+    expected = [layout for _, layouts in (made([picture]) for picture in given) for layout in layouts]
+    monkeypatch.setattr(patches, "_MOST_LAYOUTS", len(made._layouts))
+    assert made(given)[1] == expected and made(pictures((301, 777)))[1] != expected[:1]
+    assert len(made._layouts) == 1
+    assert made(given)[1] == expected
 
 
 @pytest.mark.parametrize("settings", [{"do_normalize": False}, {"do_rescale": False}, {"do_pad": False}])
