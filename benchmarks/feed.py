@@ -1,8 +1,9 @@
 """Measures how fast batches of pictures can be prepared for a GPU: `python -m benchmarks.feed`.
 
 The pictures are JPEG files, the processor has the settings of LFM2-VL's real checkpoints (tiles of 512 pixels, 64 to
-256 image tokens per tile) and tiny's tokenizer, and batches have 32 pictures. Each case runs in its own process on one
-or two cores, with one torch thread per process, and takes 5 to 60 seconds, so that the start hardly counts. The cases:
+256 image tokens per tile) and tiny's tokenizer, and batches have 32 pictures, grouped by length as in an evaluation.
+Each case runs in its own process on one or two cores, with one torch thread per process, and takes 5 to 60 seconds, so
+that the start hardly counts. The cases:
 
 - bare: decode, resize to the sizes that the processor chooses, and normalise; one picture at a time, nothing else. With
   two cores, half of the pictures in each of two processes: how much faster two cores are here at all.
@@ -16,7 +17,7 @@ or two cores, with one torch thread per process, and takes 5 to 60 seconds, so t
   the tiles (an estimate from its arithmetic throughput; nothing here ran on a GPU).
 
 `cpu_ms_per_image` is the CPU time of all processes, system time included. Prints a table and writes
-benchmarks/feed.json. About sixteen minutes on two idle cores.
+benchmarks/feed.json. About twenty minutes on two idle cores.
 """
 
 import argparse
@@ -42,7 +43,7 @@ SIZES = {
     "512 x 512": (16384, 512, 512, True),
     MIXED: (16384, 512, 512, True),
     "1024 x 768": (8192, 1024, 768, False),
-    "1024 x 768, tiles": (2048, 1024, 768, True),
+    "1024 x 768, tiles": (4096, 1024, 768, True),
 }
 CASES = (
     *(("bare", 1), ("bare", 2), ("single_thread", 1), ("processor", 1), ("processor", 2), ("ours", 1), ("ours", 2)),
@@ -186,10 +187,6 @@ def bare(split: str, processor, params, rows: range, cores: int, sleep: float) -
             functional.normalize(resized.float() / 255, [0.5] * 3, [0.5] * 3)
 
 
-def batches(rows: range) -> list[list[int]]:
-    return [list(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-
-
 def single_thread(split: str, processor, params, rows: range, cores: int, sleep: float) -> None:
     by_processor(split, processor, params, rows, 0, sleep)
 
@@ -215,7 +212,8 @@ def consume(split: str, processor, params, rows: range, workers: int) -> None:
 
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
     load = batching.Loader(split, processor, params.task, model.dtype, compact=True)
-    for _ in feed(load, batches(rows), model, workers=workers):
+    batches = batching.plan(load.lengths(rows), BATCH)  # as in an evaluation
+    for _ in feed(load, batches, model, workers=workers):
         pass
 
 
