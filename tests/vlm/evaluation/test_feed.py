@@ -111,6 +111,7 @@ def test_a_worker_process_uses_its_memory_again_after_the_next_batch(dtype, task
         first, second, third, smaller = (getattr(of_batch, name) for of_batch in packed)
         assert first.is_shared() and second.is_shared()
         assert first.data_ptr() == third.data_ptr() != second.data_ptr() == smaller.data_ptr()
+    assert packed[0].pixels.dtype == (torch.bfloat16 if dtype is None else torch.uint8)
     for inputs, of_batch in zip(returned, packed, strict=True):
         assert (inputs["pixel_values"].data_ptr() == of_batch.pixels.data_ptr()) == (dtype is not None)
     for rows, of_batch in (([4, 0], packed[2]), ([1], packed[3])):

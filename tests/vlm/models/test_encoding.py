@@ -86,6 +86,18 @@ def test_sizes_and_splitting_that_change_later_are_respected(tiny, image_params)
         assert all(torch.equal(expected[key], found[key]) for key in found)
 
 
+def test_bytes_become_numbers_in_32_bits_before_they_get_the_models_dtype(tiny, image_params):
+    """With a mean that bfloat16 cannot represent, unlike 127.5."""
+    processor, given = loading.load_processor(tiny, image_params), pictures((300, 200), (64, 64))
+    settings = processor.image_processor.to_dict() | {"image_mean": [0.481, 0.457, 0.408]}
+    processor.image_processor = type(processor.image_processor)(**settings)
+    assert patches.of(processor) is not None
+    model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
+    found = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.bfloat16), model)
+    expected = of_the_processor(processor, given)["pixel_values"].bfloat16()
+    assert torch.equal(found["pixel_values"], expected)
+
+
 def test_patches_that_are_padding_in_the_whole_batch_are_left_out(tiny, image_params):
     """SigLIP 2's processor pads all pictures to as many patches as the largest may have, here 64."""
     model, processor = loading.load(tiny, image_params)
