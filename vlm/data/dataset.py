@@ -1,7 +1,8 @@
 """Writes and reads the splits, data/{train,validation,test}.parquet.
 
-A row has an id (string), an image (struct of bytes and path, which `datasets` and the Hub's viewer show as a picture)
-and a label (string). The images are upright 8-bit RGB, JPEG or PNG.
+A row has an id (string), an image (struct of bytes and path, which `datasets` and the Hub's viewer show as a picture),
+a label (string), and the image's width and height (in pixels), on which a prompt's length depends. The images are
+upright 8-bit RGB, JPEG or PNG.
 """
 
 import io
@@ -22,13 +23,15 @@ from vlm.config.errors import InputError
 _ROW_GROUP = 16  # rows. Small, because readers take single rows in random order, and each reads a whole group
 
 # `datasets` reads its features from the parquet file's metadata.
-_STRING = {"dtype": "string", "_type": "Value"}
-_FEATURES = {"id": _STRING, "image": {"_type": "Image"}, "label": _STRING}
+_STRING, _PIXELS = ({"dtype": dtype, "_type": "Value"} for dtype in ("string", "int32"))
+_FEATURES = {"id": _STRING, "image": {"_type": "Image"}, "label": _STRING, "width": _PIXELS, "height": _PIXELS}
 _SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
         "label": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
     },
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
 )
@@ -46,8 +49,13 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     rows = iter(rows)
     with pq.ParquetWriter(path, _SCHEMA, compression="none", use_dictionary=["label"]) as writer:
         while group := list(islice(rows, _ROW_GROUP)):
-            table = [{"id": row.id, "image": {"bytes": row.image, "path": row.id}, "label": row.label} for row in group]
-            writer.write_table(pa.Table.from_pylist(table, schema=_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(list(map(_columns, group)), schema=_SCHEMA))
+
+
+def _columns(row: Row) -> dict:
+    width, height = Image.open(io.BytesIO(row.image)).size  # reads the file's header only
+    image = {"bytes": row.image, "path": row.id}
+    return {"id": row.id, "image": image, "label": row.label, "width": width, "height": height}
 
 
 def count(path: str | Path) -> int:
@@ -61,15 +69,15 @@ def ids_and_labels(path: str | Path) -> tuple[list[str], list[str]]:
     return table.column("id").to_pylist(), table.column("label").to_pylist()
 
 
-def image_sizes(path: str | Path, rows: Iterable[int] | None = None) -> Iterator[tuple[int, int]]:
-    """(width, height) in pixels of the pictures of `rows` (by default all, in order), from their headers.
+def image_sizes(path: str | Path) -> list[tuple[int, int]]:
+    """(width, height) in pixels of a split's pictures, in order, without reading the pictures.
 
-    Raises InputError if there is no such file.
+    Raises InputError if there is no such file, or if an earlier version of `prepare` wrote it.
     """
-    reader = Reader(path)
-    for number in range(count(path)) if rows is None else rows:
-        (row,) = reader.rows([number])
-        yield Image.open(io.BytesIO(row.image)).size
+    table = _open(path).read(columns=["width", "height"])
+    if table.num_columns < 2:
+        raise InputError(f"{path}: has no columns `width` and `height`; `dvc repro -f prepare` writes it again")
+    return list(zip(table.column("width").to_pylist(), table.column("height").to_pylist(), strict=True))
 
 
 class Reader:
@@ -92,7 +100,9 @@ class Reader:
             for number in numbers:
                 group = bisect_right(self._starts, number) - 1
                 if self._group[0] != group:
-                    self._group = (group, self._file.read_row_group(group).to_pylist())
+                    # Without pyarrow's threads, which take longer than they save for so little
+                    table = self._file.read_row_group(group, columns=["id", "image.bytes", "label"], use_threads=False)
+                    self._group = (group, table.to_pylist())
                 row = self._group[1][number - self._starts[group]]
                 found.append(Row(row["id"], row["image"]["bytes"], row["label"]))
         return found

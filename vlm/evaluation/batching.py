@@ -48,7 +48,6 @@ class Loader:
         self._data = data
         self._processor = processor
         self._task = task
-        self._sizes: dict[int, tuple[int, int]] = {}  # by row: width and height of its picture
         self._lengths: dict[tuple[int, int], int] = {}  # by width and height: the prompt's tokens
 
     def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "BatchFeature":
@@ -60,17 +59,18 @@ class Loader:
     def reader(self) -> dataset.Reader:
         return dataset.Reader(self._data)
 
+    @cached_property
+    def _sizes(self) -> list[tuple[int, int]]:
+        return dataset.image_sizes(self._data)
+
     def lengths(self, rows: Sequence[int] | None = None) -> list[int]:
         """The number of tokens in the prompts of `rows` (by default all), including the picture's.
 
-        It depends only on the pictures' sizes, so no picture is decoded.
+        It depends only on the pictures' sizes, so no picture is read.
         """
-        rows = range(dataset.count(self._data)) if rows is None else rows
-        new = [row for row in rows if row not in self._sizes]
-        self._sizes.update(zip(new, dataset.image_sizes(self._data, new), strict=True))
-        sizes = {self._sizes[row] for row in new} - self._lengths.keys()
-        self._lengths.update(encoding.lengths(self._processor, self._task, sizes))
-        return [self._lengths[self._sizes[row]] for row in rows]
+        sizes = self._sizes if rows is None else [self._sizes[row] for row in rows]
+        self._lengths.update(encoding.lengths(self._processor, self._task, set(sizes) - self._lengths.keys()))
+        return [self._lengths[size] for size in sizes]
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "reader"}

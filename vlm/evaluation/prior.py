@@ -51,7 +51,8 @@ def write_blank(path: Path, train: str, rows: Sequence[int], label: str, seed: i
     import numpy as np
     from PIL import Image
 
-    sizes = sorted(dataset.image_sizes(train, rows), key=lambda size: (size[0] * size[1], size))
+    of_all = dataset.image_sizes(train)
+    sizes = sorted((of_all[row] for row in rows), key=lambda size: (size[0] * size[1], size))
     width, height = sizes[len(sizes) // 2]
     rng = np.random.default_rng(seed)
     pictures = [np.full((height, width, 3), level, np.uint8) for level in (0, 128, 255)]

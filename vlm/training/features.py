@@ -1,6 +1,7 @@
 """Caches a frozen vision tower's outputs: computed once per picture, read in every epoch and validation pass.
 
-Without LoRA in the tower they never change. They are stored on disk, padded as the processor pads pictures.
+Without LoRA in the tower they never change. They are stored on disk, padded as the processor pads pictures. The tower
+itself gets no more padding than its batch needs.
 """
 
 import os
@@ -34,7 +35,7 @@ class Plan:
     """The prompts and feature sizes of splits, found without computing any features."""
 
     def __init__(self, data: Sequence[str], processor: "ProcessorMixin", task: Task) -> None:
-        self.sizes = {path: list(dataset.image_sizes(path)) for path in data}
+        self.sizes = {path: dataset.image_sizes(path) for path in data}
         self.prompts, self.tiles = {}, {}  # by size, on which alone they depend
         for size in dict.fromkeys(size for sizes in self.sizes.values() for size in sizes):
             inputs = encoding.blank(processor, task, size)
@@ -156,7 +157,7 @@ def precompute(
         for number, split in enumerate(splits)
     }
     if not finished:
-        loaders = {split: batching.Loader(split, processor, task, loaded.dtype) for split in splits}
+        loaders = {split: batching.Loader(split, processor, task, loaded.dtype, compact=True) for split in splits}
         _fill(found, loaded, loaders, processes, emit)
         for file in directory.glob("*.bin"):
             with file.open("rb") as written:
@@ -199,7 +200,8 @@ def _fill(
 
         def encode(rows: range, inputs: "dict[str, torch.Tensor]", features: Features = features) -> None:
             output, _ = _tower_output(loaded, inputs)
-            features.tiles[features.span(rows[0]).start : features.span(rows[-1]).stop] = output.cpu()
+            stored = features.tiles[features.span(rows[0]).start : features.span(rows[-1]).stop]
+            stored[:, : output.shape[1]] = output.cpu()  # what follows is padding, which the model does not read
 
         own = chunks[processes.process_index :: processes.num_processes]
         for chunk, _ in computed(encode, load, own, loaded, emit):

@@ -140,7 +140,8 @@ class Collator:
         if "inputs" in rows[0]:
             batch = rows[0]["collate"]([row["inputs"] for row in rows])
         else:
-            batch = encoding.encode(self._processor, self._task, [row["image"].convert("RGB") for row in rows])
+            pictures = [row["image"].convert("RGB") for row in rows]
+            batch = encoding.encode(self._processor, self._task, pictures, compact=True)
         answers = [torch.tensor(self._answers[row["label"]]) for row in rows]
         padding = self._processor.tokenizer.pad_token_id
         ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)

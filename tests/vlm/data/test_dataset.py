@@ -1,5 +1,6 @@
 import io
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -8,9 +9,9 @@ from vlm.data import dataset
 from vlm.data.dataset import Row
 
 
-def png(colour: int) -> bytes:
+def png(colour: int, size: tuple[int, int] = (4, 6)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 6), (colour % 256, 1, 2)).save(buffer, "PNG")
+    Image.new("RGB", size, (colour % 256, 1, 2)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -34,7 +35,7 @@ def test_datasets_reads_the_pictures(split, tmp_path):
     from datasets import Dataset
 
     data = Dataset.from_parquet(str(split), cache_dir=str(tmp_path / "cache"))
-    assert data.column_names == ["id", "image", "label"]
+    assert data.column_names == ["id", "image", "label", "width", "height"]
     row = data[259]
     assert (row["id"], row["label"], row["image"].mode, row["image"].size) == ("train-000259", "odd", "RGB", (4, 6))
 
@@ -53,16 +54,27 @@ def test_rows_are_read_by_number_in_any_order(split):
     assert found[2] == rows(600)[15]
 
 
-def test_sizes_are_read_without_decoding(split, monkeypatch):
-    def refuse(self):
-        raise AssertionError("decoded")
+def test_sizes_are_known_without_reading_pictures(tmp_path, monkeypatch):
+    path, sizes = tmp_path / "train.parquet", [(4 + i % 50, 6) for i in range(600)]
+    dataset.write(path, (Row(str(i), png(i, size), "even") for i, size in enumerate(sizes)))
 
-    monkeypatch.setattr(Image.Image, "load", refuse)
-    assert list(dataset.image_sizes(split)) == [(4, 6)] * 600
+    def refuse(*_):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert dataset.image_sizes(path) == sizes
+
+
+def test_a_split_of_an_earlier_version_has_no_sizes_but_can_be_read(split, tmp_path):
+    earlier = tmp_path / "earlier.parquet"
+    pq.write_table(pq.read_table(split, columns=["id", "image", "label"]), earlier)
+    with pytest.raises(InputError, match=r"earlier\.parquet: has no columns `width` and `height`; `dvc repro -f prepare`"):
+        dataset.image_sizes(earlier)
+    assert dataset.Reader(earlier).rows([0, 599]) == dataset.Reader(split).rows([0, 599])
 
 
 def test_writing_puts_rows_on_disk_as_they_come(tmp_path):
-    path, picture = tmp_path / "train.parquet", bytes(10_000)
+    path, picture = tmp_path / "train.parquet", png(0) + bytes(10_000)
 
     def stream():
         for i in range(1000):
