@@ -215,7 +215,7 @@ def consume(split: str, processor, params, rows: range, workers: int) -> None:
     from vlm.evaluation.feed import feed
 
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
-    load = batching.Loader(split, processor, params.task, model.dtype, compact=True)
+    load = batching.Loader(split, processor, params.task, model.dtype)
     batches = batching.plan(load.lengths(rows), BATCH)  # as in an evaluation
     for _ in feed(load, batches, model, workers=workers):
         pass

@@ -14,9 +14,10 @@ between. Each case has its own process, which first trains tiny on one sample to
 resident set after loading the model (on macOS, including loading).
 
 Models: one of LFM2-VL-450M's dimensions with random weights (few steps; 64 image tokens), tiny with its own vocabulary,
-and tiny with one of 65,536 tokens. The latter two run three rounds; the median speed and the largest peak are reported.
-Prints a table and writes benchmarks/finetuning.json. --quick: only tiny, one round, as a trial; writes nothing. About
-25 minutes on two idle cores.
+and tiny with one of 65,536 tokens. All cases but the reference have LoRA in the language model and the projector, as
+real models by default. Tiny is measured again with LoRA in its vision tower, too, which is its default. Tiny runs three
+rounds; the median speed and the largest peak are reported. Prints a table and writes benchmarks/finetuning.json.
+--quick: only tiny, one round, as a trial; writes nothing. About 25 minutes on two idle cores.
 """
 
 import argparse
@@ -27,13 +28,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 EPOCHS = 3
 CASES = ("reference", "sft", "sft_fused", "ours")
-# Training rows, batch size, rounds
-SIZES = {"450M dimensions": (6, 3, 1), "tiny": (96, 16, 3), "tiny, 65,536 tokens": (32, 16, 3)}
-QUICK = {"tiny": (32, 16, 1)}
+MODULES = "language+projector"
+ALL_MODULES = "language+projector+vision"
+# Model, LoRA modules, training rows, batch size, rounds
+SIZES = (
+    ("450M dimensions", MODULES, 6, 3, 1),
+    ("tiny", MODULES, 96, 16, 3),
+    ("tiny", ALL_MODULES, 96, 16, 3),
+    ("tiny, 65,536 tokens", MODULES, 32, 16, 3),
+)
+QUICK = (("tiny", MODULES, 32, 16, 1),)
 
 
 class Finished(Exception):
@@ -45,13 +54,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     # For child processes. This process stays small, because a child's peak memory starts at its parent's.
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.prepare:
         prepare(options.prepare, QUICK if options.quick else SIZES)
     elif options.measure:
-        case, model, rows, batch_size, folder = options.measure
-        print(json.dumps(measure(case, model, int(rows), int(batch_size), Path(folder))))
+        case, model, modules, rows, batch_size, folder = options.measure
+        print(json.dumps(measure(case, model, modules, int(rows), int(batch_size), Path(folder))))
     else:
         compare(options.quick)
 
@@ -61,11 +70,11 @@ def compare(quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*command, "--prepare", folder, *(["--quick"] if quick else [])], check=True)
         rows = []
-        for model, (count, batch_size, rounds) in (QUICK if quick else SIZES).items():
+        for model, modules, count, batch_size, rounds in QUICK if quick else SIZES:
             runs: dict[str, list[dict]] = {case: [] for case in CASES}
             for _ in range(rounds):  # all cases in each, so that a slow phase of the host affects all of them
                 for case in CASES:
-                    arguments = ["--measure", case, model, str(count), str(batch_size), folder]
+                    arguments = ["--measure", case, model, modules, str(count), str(batch_size), folder]
                     done = subprocess.run([*command, *arguments], check=True, stdout=subprocess.PIPE)
                     runs[case].append(json.loads(done.stdout.splitlines()[-1]))
             found = {case: median(of_case) for case, of_case in runs.items()}
@@ -73,7 +82,7 @@ def compare(quick: bool) -> None:
                 speed = row["samples_per_second"]
                 ratios = [speed / found[other]["samples_per_second"] for other in ("reference", "sft_fused")]
                 print(
-                    f"{row['model']:16} {row['vocabulary']:6} {case:10} {speed:8.3g} samples/s "
+                    f"{row['model']:16} {row['vocabulary']:6} {modules:26} {case:10} {speed:8.3g} samples/s "
                     f"{ratios[0]:6.2f} x reference {ratios[1]:6.2f} x sft_fused {row['peak_gb']:6.2f} GB",
                     flush=True,
                 )
@@ -88,7 +97,7 @@ def median(runs: list[dict]) -> dict:
     return runs[0] | {"samples_per_second": speed, "peak_gb": max(run["peak_gb"] for run in runs)}
 
 
-def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
+def prepare(folder: Path, sizes: Sequence[tuple[str, str, int, int, int]]) -> None:
     """Writes the models and the data to `folder`, in a separate process, so that no case's memory includes it."""
     from benchmarks.models import large_450m, with_vocabulary
     from vlm.config.params import PrepareParams, load_params
@@ -97,7 +106,7 @@ def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
     from vlm.sources import preparation
 
     params = load_params()
-    counts = {1, *(rows for rows, _, _ in sizes.values())}
+    counts = {1, *(rows for _, _, rows, _, _ in sizes)}
     preparation.prepare(
         params.task, PrepareParams(train=max(counts), validation=1, test=1), 23, folder, lambda event: None
     )
@@ -106,7 +115,7 @@ def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
         dataset.write(folder / f"{count}.parquet", reader.rows(range(count)))
     tiny, processor = loading.load(params.model, params.image)
     models = {"tiny": (tiny, processor)}
-    if set(sizes) != {"tiny"}:
+    if any(model != "tiny" for model, *_ in sizes):
         wide, wide_processor = with_vocabulary(tiny, processor, 65_536)
         models["tiny, 65,536 tokens"] = wide, wide_processor
         models["450M dimensions"] = large_450m(wide_processor)
@@ -115,20 +124,21 @@ def prepare(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> None:
         with_processor.save_pretrained(folder / name)
 
 
-def measure(case: str, name: str, rows: int, batch_size: int, folder: Path) -> dict:
+def measure(case: str, name: str, modules: str, rows: int, batch_size: int, folder: Path) -> dict:
     """One case's row: a warm-up, then the measured run."""
-    run(case, "tiny", folder, 1, 1)
-    vocabulary, seconds, peak = run(case, name, folder, rows, batch_size)
+    run(case, "tiny", modules, folder, 1, 1)
+    vocabulary, seconds, peak = run(case, name, modules, folder, rows, batch_size)
     return {
         "case": case,
         "model": name.partition(",")[0],
         "vocabulary": vocabulary,
+        "modules": None if case == "reference" else modules,
         "samples_per_second": float(f"{rows * EPOCHS / seconds:.3g}"),
         "peak_gb": round(peak, 3),
     }
 
 
-def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple[int, float, float]:
+def run(case: str, name: str, modules: str, folder: Path, rows: int, batch_size: int) -> tuple[int, float, float]:
     """Trains; returns the vocabulary size, the seconds, and the peak memory in GB after loading the model."""
     import contextlib
     import io
@@ -139,7 +149,7 @@ def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple
     from vlm.config.events import Event, Progress
     from vlm.models import loading
 
-    job = job_of(name, folder, rows, batch_size)
+    job = job_of(name, modules, folder, rows, batch_size)
     ended: list[tuple[float, float]] = []
 
     def at_the_end(step: int, steps: int) -> None:
@@ -173,13 +183,16 @@ def run(case: str, name: str, folder: Path, rows: int, batch_size: int) -> tuple
     return vocabulary, end[0] - began, end[1]
 
 
-def job_of(name: str, folder: Path, rows: int, batch_size: int):
-    """A fine-tuning job with the settings in params.yaml, on a model and rows that `prepare` wrote."""
+def job_of(name: str, modules: str, folder: Path, rows: int, batch_size: int):
+    """A fine-tuning job with the settings in params.yaml, but with `modules`, on rows that `prepare` wrote."""
     from vlm.config.params import load_params
     from vlm.training.job import FineTuning
 
     params = load_params()
-    changes = {"epochs": EPOCHS, "batch_size": batch_size, "micro_batch": None, "eval_steps": 10_000, "eval_samples": 1}
+    changes = {
+        **{"epochs": EPOCHS, "batch_size": batch_size, "micro_batch": None, "eval_steps": 10_000, "eval_samples": 1},
+        "lora": params.finetune.lora.model_copy(update={"modules": modules}),
+    }
     return FineTuning(
         task=params.task,
         model=params.model.model_copy(update={"id": str(folder / name), "revision": None}),

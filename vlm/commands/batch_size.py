@@ -47,7 +47,7 @@ def propose(
 
     model, processor = loading.load(params.model, params.image, adapter)
     posterior = Posterior(model, processor, params.task)
-    load = batching.Loader(data, processor, params.task, model.dtype, compact=True)  # as in an evaluation
+    load = batching.Loader(data, processor, params.task, model.dtype)  # as in an evaluation
     lengths = load.lengths()
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     start, free = _used(), _free()

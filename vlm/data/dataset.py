@@ -8,7 +8,7 @@ upright 8-bit RGB, JPEG or PNG.
 import io
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path

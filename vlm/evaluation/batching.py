@@ -40,11 +40,10 @@ class Loader:
         processor: "ProcessorMixin",
         task: Task,
         dtype: "torch.dtype | None" = None,
-        compact: bool = False,
     ) -> None:
-        """See vlm.models.encoding.encode for `dtype` and `compact`. Raises InputError if there is no such file."""
+        """See vlm.models.encoding.encode for `dtype`. Raises InputError if there is no such file."""
         dataset.count(data)
-        self._form = dtype, compact
+        self._dtype = dtype
         self._data = data
         self._processor = processor
         self._task = task
@@ -53,7 +52,7 @@ class Loader:
     def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "BatchFeature":
         """The model's inputs for `rows`, left-padded, on the CPU; see vlm.models.encoding.encode for `empty`."""
         pictures = [decoded(row.image) for row in self.reader.rows(rows)]
-        return encoding.encode(self._processor, self._task, pictures, *self._form, empty)
+        return encoding.encode(self._processor, self._task, pictures, self._dtype, empty)
 
     @cached_property
     def reader(self) -> dataset.Reader:

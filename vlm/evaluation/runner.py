@@ -48,9 +48,7 @@ class BatchRunner:
         equal_lengths: bool = False,
     ) -> None:
         """Answers the `rows` of `data` (by default all), and skips the batches that `record` already has."""
-        load = self._loaders.setdefault(
-            data, batching.Loader(data, self._processor, self._task, self._model.dtype, compact=True)
-        )
+        load = self._loaders.setdefault(data, batching.Loader(data, self._processor, self._task, self._model.dtype))
         rows = range(dataset.count(data)) if rows is None else rows
         lengths = load.lengths(rows)
         # Every n-th batch, not a contiguous range, because the longest come first and shards should take equally long.

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # What a processor returns for the text; all else that it returns is for the pictures.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_PIXELS, _PATCH_MASK = "pixel_values", "pixel_attention_mask"
 # Bytes of the given pictures, as float32, that go through the processor at once: about as much as a CPU's cache holds
 _PART = 16 * 2**20
 
@@ -28,18 +27,14 @@ def encode(
     task: Task,
     images: Sequence[Image.Image],
     dtype: "torch.dtype | None" = None,
-    compact: bool = False,
     empty: patches.Empty | None = None,
 ) -> "BatchFeature":
     """The task's question about each picture as the model's inputs: a left-padded batch of tensors on the CPU.
 
     `images` are RGB, at least one. By default the batch is complete, and its pixels have the processor's dtype. Given
     the model's `dtype`, the pixels have that one, or, for LFM2-VL, they are still bytes, and `to_device` completes the
-    batch. `empty` makes the tensor for those bytes, by default torch's function of that name.
-
-    LFM2-VL's processor pads every picture or tile to the largest number of patches, 1,024 in the published models.
-    `compact` leaves out patches that are padding in the whole batch, so that small pictures cost the vision tower less.
-    It masks padding, so its features stay the same.
+    batch. `empty` makes the tensor for those bytes, by default torch's function of that name. Pixels are those of the
+    processor, without patches that are padding in the whole batch (see vlm.models.patches.leave_out_padding).
     """
     import torch
     from transformers import BatchFeature
@@ -47,8 +42,8 @@ def encode(
     prompt = chat.prompt(processor, task)
     made = patches.of(processor)
     if made is None:
-        return _in_parts(processor, prompt, images, dtype, compact)
-    pictures, layouts = made(images, compact, empty)
+        return _in_parts(processor, prompt, images, dtype)
+    pictures, layouts = made(images, empty)
     if dtype is None:
         pictures = patches.normalised(pictures, torch.float32)
     sizes = [image.size for image in images]
@@ -105,11 +100,7 @@ def _padded_texts(texts: "Sequence[Mapping[str, torch.Tensor]]", pad_token: int)
 
 
 def _in_parts(
-    processor: "ProcessorMixin",
-    prompt: str,
-    images: Sequence[Image.Image],
-    dtype: "torch.dtype | None",
-    compact: bool,
+    processor: "ProcessorMixin", prompt: str, images: Sequence[Image.Image], dtype: "torch.dtype | None"
 ) -> "BatchFeature":
     """The processor's results for a few pictures at a time, joined: the same as for all at once.
 
@@ -119,8 +110,7 @@ def _in_parts(
 
     def asked(some: Sequence[Image.Image]) -> "BatchFeature":
         inputs = _by_processor(processor, prompt, some)
-        if compact:
-            _leave_out_padding(inputs)
+        patches.leave_out_padding(inputs)
         return inputs if dtype is None else inputs.to(dtype=dtype)  # integers stay what they are
 
     at_once = max(1, _PART // (4 * 3 * max(image.width * image.height for image in images)))
@@ -129,25 +119,13 @@ def _in_parts(
         parts.append(asked(images[start : start + at_once]))
         if not _can_be_joined(parts[0], parts[-1]):
             return asked(images)
-    return _joined(parts, processor.tokenizer.pad_token_id)
+    return parts[0] if len(parts) == 1 else joined(parts, processor.tokenizer.pad_token_id)
 
 
-def _has_patches(inputs: "BatchFeature") -> bool:
-    """Whether pixels are (tiles, patches, values) with a mask (tiles, patches), as those of LFM2-VL (SigLIP 2)."""
-    mask = inputs.get(_PATCH_MASK)
-    return mask is not None and mask.dim() == 2 and mask.shape == inputs[_PIXELS].shape[:2]
-
-
-def _leave_out_padding(inputs: "BatchFeature") -> None:
-    if _has_patches(inputs):
-        most = int(inputs[_PATCH_MASK].sum(1).max())  # padding comes last
-        inputs.update({name: inputs[name][:, :most].contiguous() for name in (_PIXELS, _PATCH_MASK)})
-
-
-def _padded_sides(inputs: "BatchFeature") -> dict[str, str]:
+def _padded_sides(inputs: "Mapping[str, torch.Tensor]") -> dict[str, str]:
     """The side on which parts of a batch are padded to the same number of columns, by name of the input."""
     sides = {name: "left" for name in inputs.keys() & set(TEXT_INPUTS)}
-    return sides | ({_PIXELS: "right", _PATCH_MASK: "right"} if _has_patches(inputs) else {})
+    return sides | (dict.fromkeys(patches.PIXELS_AND_MASK, "right") if patches.padded(inputs) else {})
 
 
 def _can_be_joined(first: "BatchFeature", other: "BatchFeature") -> bool:
@@ -157,22 +135,20 @@ def _can_be_joined(first: "BatchFeature", other: "BatchFeature") -> bool:
     return all(first[name].shape[start:] == other[name].shape[start:] for name, start in fixed.items())
 
 
-def _joined(parts: "Sequence[BatchFeature]", pad_token: int) -> "BatchFeature":
-    """The inputs of all pictures in one batch."""
+def joined(parts: "Sequence[Mapping[str, torch.Tensor]]", pad_token: int) -> "BatchFeature":
+    """One batch of several, as `encode` pads it: tokens on the left, patches on the right."""
     import torch
+    from transformers import BatchFeature
 
-    if len(parts) == 1:
-        return parts[0]
-    sides, joined = _padded_sides(parts[0]), {}
+    sides, batch = _padded_sides(parts[0]), {}
     for name in parts[0]:
         values = [part[name] for part in parts]
         if name in sides:
             most = max(value.shape[1] for value in values)
             filler = pad_token if name == "input_ids" else 0
             values = [_padded(value, most, sides[name], filler) for value in values]
-        joined[name] = torch.cat(values)
-    parts[0].update(joined)
-    return parts[0]
+        batch[name] = torch.cat(values)
+    return BatchFeature(batch)
 
 
 def _padded(value: "torch.Tensor", length: int, side: str, filler: int) -> "torch.Tensor":
@@ -189,9 +165,11 @@ def _padded(value: "torch.Tensor", length: int, side: str, filler: int) -> "torc
 def blank(processor: "ProcessorMixin", task: Task, size: tuple[int, int]) -> "BatchFeature":
     """The inputs for a picture of `size`, (width, height) in pixels, of which `pixel_values` may have no content.
 
-    The others depend on nothing but the picture's size.
+    The others are those of `encode` for any picture of this size.
     """
-    return _blank(processor, chat.prompt(processor, task), size)
+    inputs = _blank(processor, chat.prompt(processor, task), size)
+    patches.leave_out_padding(inputs)
+    return inputs
 
 
 def _blank(processor: "ProcessorMixin", prompt: str, size: tuple[int, int]) -> "BatchFeature":

@@ -6,7 +6,7 @@ rows stay as they were decoded, and the bytes of a patch are written once (bench
 evaluation they become numbers on the model's device: that takes a GPU next to no time, and half as much goes to it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,7 @@ _SETTINGS = (
 )
 # Inputs for `normalised`, not for the model: the mean and the standard deviation of each value of a patch, as bytes
 SCALE = ("pixel_mean", "pixel_std")
+PIXELS_AND_MASK = ("pixel_values", "pixel_attention_mask")
 # Bytes of 32-bit numbers that are computed at once: on a CPU less than its cache holds; measured, see docs/log.md. On a
 # GPU as much as it does not miss, so that few kernels are launched.
 _CPU_PART, _GPU_PART = 4 * 2**20, 256 * 2**20
@@ -56,21 +57,20 @@ class Patches:
         self._layouts: dict[tuple, Layout] = {}  # by the picture's size and the settings
 
     def __call__(
-        self, images: Sequence[Image.Image], compact: bool = False, empty: Empty | None = None
+        self, images: Sequence[Image.Image], empty: Empty | None = None
     ) -> "tuple[dict[str, torch.Tensor], list[Layout]]":
         """The inputs of the vision tower for RGB pictures, which `normalised` completes; and each picture's layout.
 
         pixel_values (tiles, patches, values of a patch), bytes; pixel_attention_mask (tiles, patches); spatial_shapes
         (tiles, 2), the rows and columns of patches; and `SCALE`, (values of a patch) each. All tiles get as many
-        patches as the processor allows at most, or, with `compact`, as the largest tile has; what a tile lacks is
-        masked, and its bytes mean nothing. The pixels are in the tensor that `empty` makes, by default torch's function
-        of that name.
+        patches as the largest has; what a tile lacks is masked, and its bytes mean nothing. The pixels are in the
+        tensor that `empty` makes, by default torch's function of that name.
         """
         import torch
 
         layouts = [self.layout(image.size) for image in images]
         shapes = [shape for layout in layouts for shape in self._shapes(layout)]
-        most = max(rows * columns for rows, columns in shapes) if compact else self._most_patches()
+        most = max(rows * columns for rows, columns in shapes)
         pixels = (empty or torch.empty)((len(shapes), most, len(self._scale[SCALE[0]])), dtype=torch.uint8)
         mask = torch.zeros(len(shapes), most, dtype=torch.int32)
         for number, (rows, columns) in enumerate(shapes):
@@ -134,11 +134,6 @@ class Patches:
             cut = lines.view(rows, height // rows // side, side, columns, width // columns // side, side * 3)
             yield cut.permute(0, 3, 1, 4, 2, 5)
 
-    def _most_patches(self) -> int:
-        made_by = self._image_processor
-        most = made_by.max_image_tokens * made_by.downsample_factor**2
-        return max(most, (made_by.tile_size // self._size) ** 2) if made_by.do_image_splitting else most
-
 
 def normalised(inputs: "Mapping[str, torch.Tensor]", dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
     """The model's inputs, with the processor's pixel values in `dtype`, on the device on which `inputs` are.
@@ -157,6 +152,23 @@ def normalised(inputs: "Mapping[str, torch.Tensor]", dtype: "torch.dtype") -> "d
         if count < len(tile):
             tile[count:] = 0
     return {name: value for name, value in inputs.items() if name not in SCALE} | {"pixel_values": values}
+
+
+def padded(inputs: "Mapping[str, torch.Tensor]") -> bool:
+    """Whether pixels are (tiles, patches, ...) with a mask (tiles, patches), as those of LFM2-VL (SigLIP 2)."""
+    pixels, mask = (inputs.get(name) for name in PIXELS_AND_MASK)
+    return mask is not None and mask.dim() == 2 and mask.shape == pixels.shape[:2]
+
+
+def leave_out_padding(inputs: "MutableMapping[str, torch.Tensor]") -> None:
+    """Leaves out the patches that are padding in all tiles.
+
+    LFM2-VL's processor pads all tiles to the same number of patches, 1,024 in the published models. The vision tower
+    masks padding, so its features stay the same, but padding takes its time.
+    """
+    if padded(inputs):
+        most = int(inputs[PIXELS_AND_MASK[1]].sum(1).max())  # padding comes last
+        inputs.update({name: inputs[name][:, :most].contiguous() for name in PIXELS_AND_MASK})
 
 
 def of(processor: "ProcessorMixin") -> Patches | None:
@@ -179,6 +191,7 @@ def _tried(image_processor: Any) -> Patches | None:
     try:
         nested = [[image] for image in images]
         expected = image_processor(nested, return_tensors="pt", return_row_col_info=False)  # which is for the text
+        leave_out_padding(expected)
         made = Patches(image_processor)
         found = normalised(made(images)[0], torch.float32)
     except (

@@ -49,7 +49,7 @@ class CorruptedLoader:
         read = dict(zip(samples, self._split.reader.rows(self._samples[sample] for sample in samples), strict=True))
         images = {sample: batching.decoded(row.image) for sample, row in read.items()}
         pictures = [self._picture(images[sample], read[sample].id, self._conditions[n]) for sample, n in pairs]
-        return encoding.encode(self._processor, self._task, pictures, self._dtype, compact=True, empty=empty)
+        return encoding.encode(self._processor, self._task, pictures, self._dtype, empty)
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
         """The number of tokens in the prompts of `rows`; no corruption changes a picture's size."""

@@ -1,7 +1,7 @@
 """Caches a frozen vision tower's outputs: computed once per picture, read in every epoch and validation pass.
 
-Without LoRA in the tower they never change. They are stored on disk, padded as the processor pads pictures. The tower
-itself gets no more padding than its batch needs.
+Without LoRA in the tower they never change. They are stored on disk, with as many patches for every tile as the largest
+tile of the splits has.
 """
 
 import os
@@ -36,9 +36,11 @@ class Plan:
 
     def __init__(self, data: Sequence[str], processor: "ProcessorMixin", task: Task) -> None:
         self.sizes = {path: dataset.image_sizes(path) for path in data}
-        self.prompts, self.tiles = {}, {}  # by size, on which alone they depend
+        # By size, on which alone they depend. `patches` are those of the largest tile, None without a mask of patches.
+        self.prompts, self.tiles, self.patches = {}, {}, {}
         for size in dict.fromkeys(size for sizes in self.sizes.values() for size in sizes):
             inputs = encoding.blank(processor, task, size)
+            self.patches[size] = inputs["pixel_values"].shape[1] if patches.padded(inputs) else None
             self.tiles[size] = len(inputs.pop("pixel_values"))
             # Arrays, because each tensor that is sent to a data loader worker would take a file descriptor.
             self.prompts[size] = {name: value.numpy() for name, value in inputs.items()}
@@ -46,6 +48,10 @@ class Plan:
     def count(self, split: str) -> int:
         """The number of tiles in all pictures of a split."""
         return sum(self.tiles[size] for size in self.sizes[split])
+
+    def tile_shape(self, example: "torch.Tensor") -> tuple[int, int]:
+        """Patches and hidden size of the tower's stored output for a tile, given an `example` as in Features."""
+        return max(most or example.shape[1] for most in self.patches.values()), example.shape[2]
 
 
 class Features:
@@ -55,16 +61,17 @@ class Features:
     """
 
     def __init__(self, data: str, plan: Plan, padding: int, file: Path, example: "torch.Tensor") -> None:
-        """`file` holds the outputs, whose shape, (tiles, patches, hidden size), and dtype are those of `example`.
+        """`file` holds the outputs, which may be filled in later.
 
-        It may be filled in later.
+        `example` is the tower's output for some picture, (tiles, patches, hidden size), and has the dtype of all.
         """
         self._prompts = plan.prompts
+        self._patches = plan.patches
         self._sizes = plan.sizes[data]
         self._first = [0, *accumulate(plan.tiles[size] for size in self._sizes)]
         self._padding = padding
         self._file = file
-        self._shape = (self._first[-1], *example.shape[1:])
+        self._shape = (self._first[-1], *plan.tile_shape(example))
         self._dtype = example.dtype
 
     @cached_property
@@ -93,23 +100,13 @@ class Features:
         """The inputs for one row, as a batch of one."""
         import torch
 
-        prompt = {name: torch.from_numpy(array) for name, array in self._prompts[self._sizes[row]].items()}
-        return {**prompt, "pixel_values": self.tiles[self.span(row)]}
+        size = self._sizes[row]
+        prompt = {name: torch.from_numpy(array) for name, array in self._prompts[size].items()}
+        return {**prompt, "pixel_values": self.tiles[self.span(row), : self._patches[size]]}
 
     def collate(self, rows: Sequence[dict[str, "torch.Tensor"]]) -> "BatchFeature":
-        """Joins rows into one batch; token sequences are padded on the left, as the processor does."""
-        import torch
-        from transformers import BatchFeature
-
-        length = max(row["input_ids"].shape[1] for row in rows)
-        batch = {}
-        for name in rows[0]:
-            parts = [row[name] for row in rows]
-            if name in encoding.TEXT_INPUTS:
-                value = self._padding if name == "input_ids" else 0
-                parts = [torch.nn.functional.pad(part, (length - part.shape[1], 0), value=value) for part in parts]
-            batch[name] = torch.cat(parts)
-        return BatchFeature(batch)
+        """Joins rows into one batch, padded as the processor does it."""
+        return encoding.joined(rows, self._padding)
 
     def __call__(self, rows: Sequence[int], empty: patches.Empty | None = None) -> "BatchFeature":
         """The inputs for `rows`, as vlm.evaluation.batching.Loader returns them except for the pixels."""
@@ -142,7 +139,8 @@ def precompute(
     if example is None or not _replaceable(loaded, first, example, projected):
         emit(Log("this model's image features cannot be cached; they are recomputed in every epoch"))
         return None
-    gigabytes = sum(plan.count(split) for split in splits) * example[0].nbytes / 1e9
+    tile = prod(plan.tile_shape(example)) * example.itemsize
+    gigabytes = sum(plan.count(split) for split in splits) * tile / 1e9
     if gigabytes > budget:
         emit(Log(f"image features take {gigabytes:.1f} GB, more than finetune.cache_image_features; not cached"))
         return None
@@ -157,7 +155,7 @@ def precompute(
         for number, split in enumerate(splits)
     }
     if not finished:
-        loaders = {split: batching.Loader(split, processor, task, loaded.dtype, compact=True) for split in splits}
+        loaders = {split: batching.Loader(split, processor, task, loaded.dtype) for split in splits}
         _fill(found, loaded, loaders, processes, emit)
         for file in directory.glob("*.bin"):
             with file.open("rb") as written:
@@ -201,7 +199,7 @@ def _fill(
         def encode(rows: range, inputs: "dict[str, torch.Tensor]", features: Features = features) -> None:
             output, _ = _tower_output(loaded, inputs)
             stored = features.tiles[features.span(rows[0]).start : features.span(rows[-1]).stop]
-            stored[:, : output.shape[1]] = output.cpu()  # what follows is padding, which the model does not read
+            stored[:, : output.shape[1]] = output.cpu()
 
         own = chunks[processes.process_index :: processes.num_processes]
         for chunk, _ in computed(encode, load, own, loaded, emit):

@@ -141,7 +141,7 @@ class Collator:
             batch = rows[0]["collate"]([row["inputs"] for row in rows])
         else:
             pictures = [row["image"].convert("RGB") for row in rows]
-            batch = encoding.encode(self._processor, self._task, pictures, compact=True)
+            batch = encoding.encode(self._processor, self._task, pictures)
         answers = [torch.tensor(self._answers[row["label"]]) for row in rows]
         padding = self._processor.tokenizer.pad_token_id
         ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)

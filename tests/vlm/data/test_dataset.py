@@ -68,7 +68,9 @@ def test_sizes_are_known_without_reading_pictures(tmp_path, monkeypatch):
 def test_a_split_of_an_earlier_version_has_no_sizes_but_can_be_read(split, tmp_path):
     earlier = tmp_path / "earlier.parquet"
     pq.write_table(pq.read_table(split, columns=["id", "image", "label"]), earlier)
-    with pytest.raises(InputError, match=r"earlier\.parquet: has no columns `width` and `height`; `dvc repro -f prepare`"):
+    with pytest.raises(
+        InputError, match=r"earlier\.parquet: has no columns `width` and `height`; `dvc repro -f prepare`"
+    ):
         dataset.image_sizes(earlier)
     assert dataset.Reader(earlier).rows([0, 599]) == dataset.Reader(split).rows([0, 599])
 

@@ -25,11 +25,22 @@ def of_the_processor(processor, images):
     return processor(images=images, text=text, padding=True, add_special_tokens=False, return_tensors="pt")
 
 
+def assert_same(found, expected):
+    """Equal, but for columns of `expected` that are padding for all tiles, and that only LFM2-VL has."""
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            assert name in ("pixel_values", "pixel_attention_mask")
+            most = int(expected["pixel_attention_mask"].sum(1).max())
+            assert found[name].shape[1] == most and not value[:, most:].any()
+            value = value[:, :most]
+        assert value.dtype == found[name].dtype and torch.equal(value, found[name]), name
+
+
 @pytest.mark.parametrize("reproduced", [True, False])
-@pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("splitting", [True, None])
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)
-def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, tmp_path, monkeypatch):
+def test_a_batch_is_that_of_the_processor(name, splitting, reproduced, tmp_path, monkeypatch):
     """Pictures of several sizes: prompts are padded, and with splitting Idefics3 pads the number of tiles.
 
     LFM2-VL's results are reproduced, or the processor is given a few pictures at a time, as are all others.
@@ -56,22 +67,16 @@ def test_a_batch_is_that_of_the_processor(name, splitting, compact, reproduced, 
 
     monkeypatch.setattr(type(processor.image_processor), "preprocess", counted)
     on_cpu = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
-    found = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.float32, compact), on_cpu)
+    found = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.float32), on_cpu)
     if name != "lfm2_vl" or not reproduced:
         assert len(numbers) > 1 and numbers[0] < len(given)
-    assert expected.keys() == found.keys()
-    for key, value in expected.items():
-        if compact and name == "lfm2_vl" and key.startswith("pixel_"):
-            most = found[key].shape[1]
-            assert not value[:, most:].any()  # padding
-            value = value[:, :most]
-        assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
+    assert_same(found, expected)
     on_cpu.dtype = torch.bfloat16
     lengths = encoding.lengths(processor, QUESTION, {image.size for image in given})
     assert [lengths[image.size] for image in given] == expected["attention_mask"].sum(1).tolist()
     halved = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.bfloat16), on_cpu)
     assert halved["pixel_values"].dtype == torch.bfloat16 and halved["input_ids"].dtype == torch.int64
-    assert torch.equal(halved["pixel_values"], expected["pixel_values"].to(torch.bfloat16))
+    assert torch.equal(halved["pixel_values"], found["pixel_values"].to(torch.bfloat16))
 
 
 def test_sizes_and_splitting_that_change_later_are_respected(tiny, image_params):
@@ -82,8 +87,7 @@ def test_sizes_and_splitting_that_change_later_are_respected(tiny, image_params)
         processor.image_processor.do_image_splitting = splitting
         processor.image_processor.use_thumbnail = thumbnail
         expected, found = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[key], found[key]) for key in found)
+        assert_same(found, expected)
 
 
 def test_bytes_become_numbers_in_32_bits_before_they_get_the_models_dtype(tiny, image_params):
@@ -94,15 +98,15 @@ def test_bytes_become_numbers_in_32_bits_before_they_get_the_models_dtype(tiny, 
     assert patches.of(processor) is not None
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
     found = encoding.to_device(encoding.encode(processor, QUESTION, given, torch.bfloat16), model)
-    expected = of_the_processor(processor, given)["pixel_values"].bfloat16()
-    assert torch.equal(found["pixel_values"], expected)
+    expected = of_the_processor(processor, given)
+    assert_same(found, expected | {"pixel_values": expected["pixel_values"].bfloat16()})
 
 
 def test_patches_that_are_padding_in_the_whole_batch_are_left_out(tiny, image_params):
     """SigLIP 2's processor pads all pictures to as many patches as the largest may have, here 64."""
     model, processor = loading.load(tiny, image_params)
     given = pictures((128, 96), (96, 96))
-    whole, short = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given, compact=True)
+    whole, short = of_the_processor(processor, given), encoding.encode(processor, QUESTION, given)
     assert whole["pixel_values"].shape == (2, 64, 768)
     patches = short["pixel_attention_mask"].sum(1)
     assert short["pixel_values"].shape == (2, patches.max(), 768) and patches.max() < 64
@@ -120,7 +124,7 @@ def test_pictures_with_the_same_layout_are_tokenized_once(tiny, image_params, mo
     monkeypatch.setattr(encoding, "_blank", lambda *arguments: asked.append(arguments) or blank(*arguments))
     for _ in range(2):
         found = encoding.encode(processor, QUESTION, given)
-        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        assert_same(found, expected)
     assert len(asked) < 5
     lengths = encoding.lengths(processor, QUESTION, [image.size for image in given])
     assert list(lengths.values()) == expected["attention_mask"].sum(1).tolist()

@@ -55,6 +55,14 @@ def test_the_model_computes_the_same(prepared, split, name):
             assert torch.equal(plain[key], inputs[key]), key
 
 
+def test_padding_that_no_tile_needs_is_not_stored(prepared, split):
+    """The processor pads all tiles to 64 patches."""
+    _, load, _, kept, _ = prepared("lfm2_vl")
+    patches = load(range(20))["pixel_attention_mask"].sum(1)
+    assert kept[split].tiles.shape[1] == patches.max() == 56
+    assert kept[split]([2])["pixel_values"].shape[1] == patches[2] == 16
+
+
 def test_features_over_the_budget_are_not_cached(prepared):
     model, load, before, kept, events = prepared("lfm2_vl", budget=1e-6)
     assert kept is None
