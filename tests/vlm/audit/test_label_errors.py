@@ -1,8 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from tests.vlm.audit.samples import write_splits
+from tests.vlm.audit.samples import encoded, write_splits
 from vlm.audit import label_errors
 from vlm.audit.audit import SPLITS
 from vlm.config.errors import InputError
@@ -11,6 +12,7 @@ from vlm.data.predictions import path
 from vlm.probing import features
 
 LABELS = ("cat", "dog", "fox", "owl")
+PICTURE = encoded(Image.new("RGB", (8, 8)))
 ROWS = {"train": 200, "validation": 60, "test": 100}
 
 
@@ -26,7 +28,7 @@ def wrong():
     for split, count in ROWS.items():
         truth[split] = [LABELS[i % 4] for i in range(count)]
         given = [LABELS[(i + 1) % 4] if i % 20 == 0 else LABELS[i % 4] for i in range(count)]
-        rows[split] = [(f"{split}-{i}", label, b"") for i, label in enumerate(given)]
+        rows[split] = [(f"{split}-{i}", label, PICTURE) for i, label in enumerate(given)]
         wrong |= {f"{split}-{i}" for i in range(0, count, 20)}
     write_splits(**rows)
     return wrong
@@ -201,18 +203,18 @@ def test_a_changed_label_makes_predictions_stale(wrong):
     ids, labels = label_errors.dataset.ids_and_labels(SPLITS["test"])
     rest = {
         split: [
-            (id_, label, b"") for id_, label in zip(*label_errors.dataset.ids_and_labels(SPLITS[split]), strict=True)
+            (id_, label, PICTURE) for id_, label in zip(*label_errors.dataset.ids_and_labels(SPLITS[split]), strict=True)
         ]
         for split in ("train", "validation")
     }
     write_splits(
-        test=[(id_, "cat" if i == 3 else label, b"") for i, (id_, label) in enumerate(zip(ids, labels, strict=True))],
+        test=[(id_, "cat" if i == 3 else label, PICTURE) for i, (id_, label) in enumerate(zip(ids, labels, strict=True))],
         **rest,
     )
     assert label_errors.judge(LABELS, SPLITS).unchecked == ["test"]
 
 
 def test_a_task_with_one_label_has_no_label_errors():
-    write_splits(test=[(f"t-{4 * i}", "cat", b"") for i in range(20)])
+    write_splits(test=[(f"t-{4 * i}", "cat", PICTURE) for i in range(20)])
     write_predictions("probe_linear", "test", labels=("cat",), accuracy=1.0)
     assert label_errors.label_errors(label_errors.judge(("cat",), SPLITS)) == []
