@@ -203,12 +203,15 @@ def test_a_changed_label_makes_predictions_stale(wrong):
     ids, labels = label_errors.dataset.ids_and_labels(SPLITS["test"])
     rest = {
         split: [
-            (id_, label, PICTURE) for id_, label in zip(*label_errors.dataset.ids_and_labels(SPLITS[split]), strict=True)
+            (id_, label, PICTURE)
+            for id_, label in zip(*label_errors.dataset.ids_and_labels(SPLITS[split]), strict=True)
         ]
         for split in ("train", "validation")
     }
     write_splits(
-        test=[(id_, "cat" if i == 3 else label, PICTURE) for i, (id_, label) in enumerate(zip(ids, labels, strict=True))],
+        test=[
+            (id_, "cat" if i == 3 else label, PICTURE) for i, (id_, label) in enumerate(zip(ids, labels, strict=True))
+        ],
         **rest,
     )
     assert label_errors.judge(LABELS, SPLITS).unchecked == ["test"]
