@@ -3,7 +3,7 @@
 The pictures are JPEG files, the processor has the settings of LFM2-VL's real checkpoints (tiles of 512 pixels, 64 to
 256 image tokens per tile) and tiny's tokenizer, and batches have 32 pictures, grouped by length as in an evaluation.
 Each case runs in its own process on one or two cores, with one torch thread per process, and takes 5 to 60 seconds, so
-that the start hardly counts. Of two runs of a case the faster one is reported, because other work on the host only
+that the start hardly counts. Of three runs of a case the faster one is reported, because other work on the host only
 slows a run down; the cases that are only there for comparison run once, on a quarter of the pictures. The cases:
 
 - bare: decode, resize to the sizes that the processor chooses, and normalise; one picture at a time, nothing else. With
@@ -18,7 +18,7 @@ slows a run down; the cases that are only there for comparison run once, on a qu
   the tiles (an estimate from its arithmetic throughput; nothing here ran on a GPU).
 
 `cpu_ms_per_image` is the CPU time of all processes, system time included. Prints a table and writes
-benchmarks/feed.json. About twenty minutes on two idle cores.
+benchmarks/feed.json. About 35 minutes on two idle cores.
 """
 
 import argparse
@@ -52,7 +52,7 @@ CASES = (
 )
 SLOW = ("bare", "single_thread", "processor")  # get a quarter of the pictures
 ONCE = ("single_thread", "processor")
-ROUNDS = 2
+ROUNDS = 3
 
 
 def main() -> None:
