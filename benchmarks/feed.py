@@ -2,9 +2,9 @@
 
 The pictures are JPEG files, the processor has the settings of LFM2-VL's real checkpoints (tiles of 512 pixels, 64 to
 256 image tokens per tile) and tiny's tokenizer, and batches have 32 pictures, grouped by length as in an evaluation.
-Each case runs in its own process on one or two cores, with one torch thread per process, and takes 5 to 60 seconds, so
-that the start hardly counts. Of three runs of a case the faster one is reported, because other work on the host only
-slows a run down; the cases that are only there for comparison run once, on a quarter of the pictures. The cases:
+Each case runs in its own process on one or two cores, with one torch thread per process, and takes 2 to 30 seconds, so
+that the start hardly counts. Of three runs of a case the fastest is reported, because other work on the host only
+slows a run down; the cases that are only there for comparison run once. The cases:
 
 - bare: decode, resize to the sizes that the processor chooses, and normalise; one picture at a time, nothing else. With
   two cores, half of the pictures in each of two processes: how much faster two cores are here at all.
@@ -18,7 +18,7 @@ slows a run down; the cases that are only there for comparison run once, on a qu
   the tiles (an estimate from its arithmetic throughput; nothing here ran on a GPU).
 
 `cpu_ms_per_image` is the CPU time of all processes, system time included. Prints a table and writes
-benchmarks/feed.json. About 35 minutes on two idle cores.
+benchmarks/feed.json. About 25 minutes on two idle cores.
 """
 
 import argparse
@@ -50,7 +50,7 @@ CASES = (
     *(("bare", 1), ("bare", 2), ("single_thread", 1), ("processor", 1), ("processor", 2), ("ours", 1), ("ours", 2)),
     *(("job", 2), ("job_h100", 2)),
 )
-SLOW = ("bare", "single_thread", "processor")  # get a quarter of the pictures
+SHARES = {"bare": 4, "single_thread": 4, "processor": 4, "job_h100": 2}  # of the pictures: a quarter, a half
 ONCE = ("single_thread", "processor")
 ROUNDS = 3
 
@@ -118,7 +118,7 @@ def measure(case: str, size: str, cores: int, split: str) -> dict:
     processor = loading.load_processor(params.model, params.image)
     count, width, height, tiles = SIZES[size]
     processor.image_processor = image_processor(tiles)
-    count = count // 4 if case in SLOW else count
+    count //= SHARES.get(case, 1)
     runs = {
         "bare": bare,
         "single_thread": single_thread,

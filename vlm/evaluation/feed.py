@@ -1,11 +1,13 @@
 """Prepares batches ahead of the model. Imported only by a running job, because it imports torch."""
 
 import ctypes
+import itertools
 import math
 import multiprocessing
+import os
 import shutil
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PIXELS = "pixel_values"
+_ALIGNED = 16  # bytes: a tensor's numbers have to lie at multiples of their size
 _AHEAD = 2  # batches that the thread prepares in advance
 _SHARED = Path("/dev/shm")  # through which worker processes on Linux hand over their batches
 # A worker's memory, measured with batches of 13 to 350 MB: four copies of a batch, two of them shared, and what the
@@ -134,8 +138,9 @@ def start_method() -> str | None:
 
 
 def _by_processes(load: Load, batches: Sequence[Sequence[int]], count: int, model: "PreTrainedModel") -> Iterator[dict]:
+    prepared = _Batches(load, batches, model.dtype)
     loader = DataLoader(
-        _Batches(load, batches, model.dtype),
+        prepared,
         batch_size=None,  # an item is a whole batch
         num_workers=count,
         prefetch_factor=1,
@@ -143,41 +148,13 @@ def _by_processes(load: Load, batches: Sequence[Sequence[int]], count: int, mode
         multiprocessing_context=start_method(),
         worker_init_fn=_keep_memory,
     )
-    return (packed.inputs() for packed in loader)
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A batch's inputs in two tensors, because a worker process hands over each tensor through a connection of its own,
-    which takes 0.3 ms (docs/log.md)."""
-
-    pixels: torch.Tensor | None
-    others: torch.Tensor  # their bytes, one after the other
-    parts: list[tuple[str, torch.dtype, torch.Size]]  # name, dtype and shape of each of the others
-
-    @classmethod
-    def of(
-        cls, pixels: torch.Tensor | None, others: "Mapping[str, torch.Tensor]", empty: patches.Empty = torch.empty
-    ) -> "_Packed":
-        """`empty` makes the tensor for the others."""
-        # The largest numbers first, so that all of them are aligned
-        ordered = sorted(others.items(), key=lambda item: -item[1].itemsize)
-        memory = empty((sum(value.nbytes for value in others.values()),), dtype=torch.uint8)
-        if ordered:
-            torch.cat([value.contiguous().view(-1).view(torch.uint8) for _, value in ordered], out=memory)
-        return cls(pixels, memory, [(name, value.dtype, value.shape) for name, value in ordered])
-
-    def inputs(self) -> dict[str, torch.Tensor]:
-        found = {} if self.pixels is None else {"pixel_values": self.pixels}
-        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in self.parts]
-        for (name, dtype, shape), value in zip(self.parts, self.others.split(sizes), strict=True):
-            found[name] = value.view(dtype).view(shape)
-        return found
-
-    def pin_memory(self) -> "_Packed":
-        """Called by torch's data loader."""
-        pixels = None if self.pixels is None else self.pixels.pin_memory()
-        return _Packed(pixels, self.others.pin_memory(), self.parts)
+    received = iter(loader)
+    try:
+        for packed in received:
+            yield packed.inputs()
+    finally:
+        del received  # ends the workers, and torch's thread that receives from them, so that no more memory arrives
+        _received.pop(prepared.feed, None)
 
 
 class _Batches(torch.utils.data.Dataset):
@@ -188,43 +165,118 @@ class _Batches(torch.utils.data.Dataset):
     """
 
     def __init__(self, load: Load, batches: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
+        self.feed = next(_feeds)
         self._load = load
         self._batches = batches
         self._dtype = dtype
-        self._pixels, self._others = _Memory(), _Memory()
+        self._pieces = deque([_Piece(0), _Piece(1)])
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> _Packed:
-        self._pixels.next()
-        self._others.next()
-        others = dict(self._load(self._batches[index], self._pixels.empty))
-        pixels = others.pop("pixel_values", None)
-        if pixels is not None and not self._pixels.holds(pixels):
-            dtype = self._dtype if pixels.is_floating_point() else pixels.dtype
-            pixels = self._pixels.empty(pixels.shape, dtype).copy_(pixels)
-        return _Packed.of(pixels, others, self._others.empty)
-
-
-class _Memory:
-    """Two pieces of shared memory that hold a tensor in turn, and grow when it is larger than those before it."""
-
-    def __init__(self) -> None:
-        self._pieces = deque([torch.empty(0, dtype=torch.uint8)] * 2)
-
-    def next(self) -> None:
+    def __getitem__(self, index: int) -> "_Filled":
         self._pieces.rotate()
+        piece = self._pieces[0]
+        others = dict(self._load(self._batches[index], piece.first))
+        inputs, pixels = {}, others.pop(_PIXELS, None)
+        if pixels is not None:
+            if pixels.data_ptr() != piece.memory.data_ptr():
+                dtype = self._dtype if pixels.is_floating_point() else pixels.dtype
+                pixels = piece.first(pixels.shape, dtype).copy_(pixels)
+            inputs[_PIXELS] = pixels
+        inputs.update(others)
+        parts = [(name, value.dtype, value.shape) for name, value in inputs.items()]
+        *starts, size = _places(parts)
+        piece.grow(size)
+        packed = _Packed(piece.memory[:size], parts)
+        for (name, target), start in zip(packed.inputs().items(), starts, strict=True):
+            if start or name != _PIXELS:
+                target.copy_(inputs[name])
+        return _Filled(self.feed, piece, packed)
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """The present piece as a tensor, whatever it holds."""
+
+_Parts = list[tuple[str, torch.dtype, torch.Size]]  # name, dtype and shape of each input
+
+
+def _places(parts: _Parts) -> list[int]:
+    """Where the inputs begin, in bytes, when they lie one after the other, and where the last ends."""
+    sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in parts]
+    return [0, *itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A batch's inputs in one tensor of bytes, one after the other."""
+
+    memory: torch.Tensor
+    parts: _Parts
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Views of the memory."""
+        starts, found = _places(self.parts), {}
+        for (name, dtype, shape), start in zip(self.parts, starts, strict=False):
+            size = math.prod(shape) * dtype.itemsize
+            found[name] = self.memory[start : start + size].view(dtype).view(shape)
+        return found
+
+    def pin_memory(self) -> "_Packed":
+        """Called by torch's data loader."""
+        return _Packed(self.memory.pin_memory(), self.parts)
+
+
+class _Piece:
+    """A worker's piece of shared memory, which grows when it has to."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.sent = False  # whether the model's process has it
+
+    def grow(self, size: int) -> None:
+        """Makes it hold `size` bytes; what it holds stays."""
+        if len(self.memory) < size:
+            before = self.memory
+            self.memory = torch.empty(size, dtype=torch.uint8).share_memory_()
+            self.memory[: len(before)] = before
+            self.sent = False
+
+    def first(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Its beginning as a tensor, whatever it holds, with some room after it for smaller inputs."""
         size = math.prod(shape) * dtype.itemsize
-        if len(self._pieces[0]) < size:
-            self._pieces[0] = torch.empty(size, dtype=torch.uint8).share_memory_()
-        return self._pieces[0][:size].view(dtype).view(shape)
+        if len(self.memory) < size:
+            self.grow(size + size // 8)
+        return self.memory[:size].view(dtype).view(shape)
 
-    def holds(self, value: torch.Tensor) -> bool:
-        return value.data_ptr() == self._pieces[0].data_ptr()
+
+@dataclass(frozen=True)
+class _Filled:
+    """A batch in a worker's piece of memory; in the model's process it is a `_Packed`.
+
+    The memory itself is handed over only once, because that takes a connection between the two processes: with small
+    pictures a seventh of the workers' time (docs/log.md). Later batches in it say which piece they are in.
+    """
+
+    feed: int
+    piece: _Piece
+    packed: _Packed
+
+    def __reduce__(self) -> tuple:
+        memory = None if self.piece.sent else self.piece.memory
+        self.piece.sent = True
+        name = os.getpid(), self.piece.number
+        return _receive, (self.feed, name, memory, len(self.packed.memory), self.packed.parts)
+
+
+_feeds = itertools.count()
+# In the model's process, by the number of the feed: the pieces of its workers' memory, by process and number
+_received: dict[int, dict[tuple[int, int], torch.Tensor]] = defaultdict(dict)
+
+
+def _receive(feed: int, name: tuple[int, int], memory: torch.Tensor | None, size: int, parts: _Parts) -> _Packed:
+    pieces = _received[feed]
+    if memory is not None:
+        pieces[name] = memory
+    return _Packed(pieces[name][:size], parts)
 
 
 def _keep_memory(worker: int) -> None:

@@ -1,5 +1,7 @@
+import multiprocessing
 import shutil
 import threading
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,38 +108,72 @@ def test_a_worker_process_uses_its_memory_again_after_the_next_batch(dtype, task
 
     load = Watched(make_split("test", 5), loading.load_processor(tiny, image_params), task, dtype)
     batches = feed._Batches(load, [[0, 1], [2, 3], [4, 0], [1]], torch.bfloat16)
-    packed = [batches[index] for index in range(4)]
-    for name in ("pixels", "others"):
-        first, second, third, smaller = (getattr(of_batch, name) for of_batch in packed)
-        assert first.is_shared() and second.is_shared()
-        assert first.data_ptr() == third.data_ptr() != second.data_ptr() == smaller.data_ptr()
-    assert packed[0].pixels.dtype == (torch.bfloat16 if dtype is None else torch.uint8)
+    packed = [batches[index].packed for index in range(4)]
+    first, second, third, smaller = (of_batch.memory for of_batch in packed)
+    assert first.is_shared() and second.is_shared()
+    assert first.data_ptr() == third.data_ptr() != second.data_ptr() == smaller.data_ptr()
+    assert packed[0].inputs()["pixel_values"].dtype == (torch.bfloat16 if dtype is None else torch.uint8)
     for inputs, of_batch in zip(returned, packed, strict=True):
-        assert (inputs["pixel_values"].data_ptr() == of_batch.pixels.data_ptr()) == (dtype is not None)
+        assert (inputs["pixel_values"].data_ptr() == of_batch.memory.data_ptr()) == (dtype is not None)
     for rows, of_batch in (([4, 0], packed[2]), ([1], packed[3])):
         expected, found = (encoding.to_device(inputs, BFLOAT16) for inputs in (load(rows), of_batch.inputs()))
         assert found.keys() == expected.keys()
         assert all(found[name].equal(value) for name, value in expected.items())
 
 
-def test_what_is_handed_over_is_pinned_and_aligned(monkeypatch):
-    """torch's data loader pins what it receives for a GPU; inputs of any shape and size of number come through."""
-    inputs = {
-        "mask": torch.tensor([[True, False, True]]),
-        "ids": torch.arange(6).view(2, 3).T,
-        "half": torch.tensor([0.5], dtype=torch.bfloat16),
-        "number": torch.tensor(7),
-    }
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
-    for pixels in (torch.ones(2, 3, dtype=torch.uint8), None):
-        pinned.clear()
-        packed = torch.utils.data._utils.pin_memory.pin_memory(feed._Packed.of(pixels, inputs))
-        expected = inputs if pixels is None else inputs | {"pixel_values": pixels}
-        found = packed.inputs()
-        assert len(pinned) == 1 + (pixels is not None)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_is_handed_over_once_and_again_when_it_has_grown(workers, monkeypatch):
+    class Growing(Numbers):
+        """With inputs of any shape and size of number, of which some batches have more."""
+
+        def __call__(self, rows, empty=None):
+            (row,) = rows
+            inputs = {
+                "mask": torch.tensor([[True, False, True]]),
+                "ids": torch.arange(6).view(2, 3).T + row,
+                "half": torch.tensor([0.5] * (1 + row % 3), dtype=torch.bfloat16),
+                "number": torch.tensor(row),
+            }
+            pixels = torch.full((100 if row < 8 else 5000, 3), row, dtype=torch.uint8)
+            return inputs if row % 5 == 4 else inputs | {"pixel_values": pixels}
+
+        def lengths(self, rows):
+            return [1] * len(rows)
+
+    handed_over = []
+
+    class Pieces(dict):
+        def __setitem__(self, name, memory):
+            handed_over.append(name)
+            super().__setitem__(name, memory)
+
+    received = defaultdict(Pieces)
+    monkeypatch.setattr(feed, "_received", received)
+    load, batches = Growing(), [[row] for row in range(16)]
+    for (row,), found in feed.feed(load, batches, ON_CPU, workers=workers):
+        expected = load([row])
         assert found.keys() == expected.keys()
         assert all(found[name].dtype == value.dtype and found[name].equal(value) for name, value in expected.items())
+    assert len(handed_over) == 4 * workers and len(set(handed_over)) == 2 * workers  # two pieces, of which each grew
+    assert not received
+
+
+def test_memory_is_given_up_when_the_rest_of_the_batches_is_not_wanted():
+    results = feed.feed(Numbers(), [[row] for row in range(50)], ON_CPU, workers=2)
+    assert next(results)[1]["rows"].tolist() == [0.0]
+    assert len(feed._received) == 1
+    results.close()
+    assert not feed._received and not multiprocessing.active_children()
+
+
+def test_what_is_handed_over_is_pinned(monkeypatch):
+    """torch's data loader does that for a GPU."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    batches = feed._Batches(Numbers(), [[3, 0]], torch.float32)
+    packed = torch.utils.data._utils.pin_memory.pin_memory(batches[0].packed)
+    assert [len(memory) for memory in pinned] == [16]  # 8 bytes, aligned
+    assert packed.inputs()["rows"].tolist() == [3, 0]
 
 
 def test_no_batches():
