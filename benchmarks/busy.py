@@ -21,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.finetuning import MODULES
+
 ROWS, BATCH = 96, 16
 ROUNDS = 3
 SETTINGS = {
@@ -64,7 +66,7 @@ def speed(setting: dict[str, str], load: str, folder: str) -> float:
 
 def start(setting: dict[str, str], folder: str) -> subprocess.Popen:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
-    work = ["--measure", "ours", "tiny", str(ROWS), str(BATCH), folder]
+    work = ["--measure", "ours", "tiny", MODULES, str(ROWS), str(BATCH), folder]
     command = [sys.executable, "-m", "benchmarks.finetuning", *work]
     return subprocess.Popen(
         command, env=inherited | setting, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -16,8 +16,9 @@ resident set after loading the model (on macOS, including loading).
 Models: one of LFM2-VL-450M's dimensions with random weights (few steps; 64 image tokens), tiny with its own vocabulary,
 and tiny with one of 65,536 tokens. All cases but the reference have LoRA in the language model and the projector, as
 real models by default. Tiny is measured again with LoRA in its vision tower, too, which is its default. Tiny runs three
-rounds; the median speed and the largest peak are reported. Prints a table and writes benchmarks/finetuning.json.
---quick: only tiny, one round, as a trial; writes nothing. About 25 minutes on two idle cores.
+rounds; the median speed and the largest peak are reported. Prints a table and writes benchmarks/finetuning.json. About
+25 minutes on two idle cores. --only "450M dimensions": measures that model again and replaces its rows, in ten minutes.
+--quick: only tiny, one round, as a trial; writes nothing.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+RESULTS = Path("benchmarks/finetuning.json")
 EPOCHS = 3
 CASES = ("reference", "sft", "sft_fused", "ours")
 MODULES = "language+projector"
@@ -52,6 +54,7 @@ class Finished(Exception):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=list(dict.fromkeys(model for model, *_ in SIZES)))
     # For child processes. This process stays small, because a child's peak memory starts at its parent's.
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
@@ -62,15 +65,17 @@ def main() -> None:
         case, model, modules, rows, batch_size, folder = options.measure
         print(json.dumps(measure(case, model, modules, int(rows), int(batch_size), Path(folder))))
     else:
-        compare(options.quick)
+        compare(options.quick, options.only)
 
 
-def compare(quick: bool) -> None:
+def compare(quick: bool, only: str | None) -> None:
     command = [sys.executable, "-m", "benchmarks.finetuning"]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*command, "--prepare", folder, *(["--quick"] if quick else [])], check=True)
-        rows = []
-        for model, modules, count, batch_size, rounds in QUICK if quick else SIZES:
+        rows = [] if only is None else json.loads(RESULTS.read_text())  # in the order of SIZES and CASES
+        for number, (model, modules, count, batch_size, rounds) in enumerate(QUICK if quick else SIZES):
+            if only not in (None, model):
+                continue
             runs: dict[str, list[dict]] = {case: [] for case in CASES}
             for _ in range(rounds):  # all cases in each, so that a slow phase of the host affects all of them
                 for case in CASES:
@@ -86,9 +91,9 @@ def compare(quick: bool) -> None:
                     f"{ratios[0]:6.2f} x reference {ratios[1]:6.2f} x sft_fused {row['peak_gb']:6.2f} GB",
                     flush=True,
                 )
-            rows += found.values()
+            rows[number * len(CASES) : (number + 1) * len(CASES)] = found.values()
     if not quick:
-        Path("benchmarks/finetuning.json").write_text(json.dumps(rows, indent=2) + "\n")
+        RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def median(runs: list[dict]) -> dict:
